@@ -1,0 +1,270 @@
+"""The values that cross module borders: series, batches of points, texts, configs, receipts.
+
+Everything here is plain data. Points travel in columns (NumPy arrays), never one object each.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+AttributeValue: TypeAlias = str | bool | int | float | tuple[str | bool | int | float, ...]
+"""What an OpenTelemetry attribute can hold, sequences as tuples."""
+
+Int64Array: TypeAlias = npt.NDArray[np.int64]
+Float64Array: TypeAlias = npt.NDArray[np.float64]
+
+
+class Kind(enum.StrEnum):
+    """The instrument a series comes from. `Tracking.log` records gauges."""
+
+    GAUGE = "gauge"
+    COUNTER = "counter"
+    UP_DOWN_COUNTER = "updowncounter"
+    HISTOGRAM = "histogram"
+    OBSERVABLE_GAUGE = "observable_gauge"
+    OBSERVABLE_COUNTER = "observable_counter"
+    OBSERVABLE_UP_DOWN_COUNTER = "observable_updowncounter"
+
+    @property
+    def accumulates(self) -> bool:
+        """Whether the journal holds increments whose running total trackers get."""
+        return self in (Kind.COUNTER, Kind.UP_DOWN_COUNTER)
+
+
+class RunStatus(enum.StrEnum):
+    """How a run ended, or that it has not."""
+
+    RUNNING = "running"
+    FINISHED = "finished"
+    FAILED = "failed"
+    KILLED = "killed"
+
+
+@dataclass(frozen=True, slots=True)
+class Series:
+    """One line in a chart: an instrument and one set of attributes."""
+
+    tag: str
+    """What trackers call it, before their own escaping; unique within a journal."""
+    name: str
+    """The instrument's name as the user wrote it."""
+    kind: Kind
+    unit: str = ""
+    description: str = ""
+    meter: str = ""
+    """The meter's name; empty for `Tracking.log`."""
+    attributes: Mapping[str, AttributeValue] = field(default_factory=dict)
+    """Without the step attribute, keys sorted."""
+    group: str = ""
+    """What related series share (`class_accuracy` of a nested dict, or the instrument's name of
+    series told apart by attributes); empty for a series on its own."""
+
+    @property
+    def identity(self) -> tuple[object, ...]:
+        """What makes two series the same one. Typed: 1, True and 1.0 are three attribute values."""
+        return (
+            self.meter,
+            self.name,
+            self.kind,
+            self.unit,
+            tuple((k, type(v).__name__, v) for k, v in self.attributes.items()),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Points in recorded order, in columns of one length n."""
+
+    series: Sequence[Series]
+    """The series that occur; `index` points into it."""
+    index: npt.NDArray[np.int32]
+    """(n,) which of `series` each point belongs to."""
+    steps: Int64Array
+    """(n,) the step of each point; need not rise."""
+    times: Int64Array
+    """(n,) nanoseconds since the epoch."""
+    values: Float64Array
+    """(n,) NaN and infinities included; counters as running totals."""
+    positions: Int64Array
+    """(n,) journal positions, never falling; points of one `log` call share one."""
+    options: Mapping[int, Mapping[str, Any]] = field(default_factory=dict)
+    """By position: the `log_kwargs` given for this tracker with that row."""
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def __getitem__(self, part: slice) -> Batch:
+        """The points of a slice, as views."""
+        return Batch(
+            self.series,
+            self.index[part],
+            self.steps[part],
+            self.times[part],
+            self.values[part],
+            self.positions[part],
+            self.options,
+        )
+
+    def rows(self) -> Iterator[tuple[int, int]]:
+        """(start, stop) of each run of points that share a position: one `log` call, one instrument call."""
+        if not len(self):
+            return
+        cuts = np.flatnonzero(np.diff(self.positions)) + 1
+        start = 0
+        for cut in cuts.tolist():
+            yield start, cut
+            start = cut
+        yield start, len(self)
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    """A text logged under a name at a step."""
+
+    tag: str
+    text: str
+    step: int
+    time: int
+    """Nanoseconds since the epoch."""
+    position: int
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """Hyperparameters of a run, as given: nested mappings, lists, None and scalars of JSON."""
+
+    values: Mapping[str, Any]
+    time: int
+    position: int
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """What a tracker did with what it was given."""
+
+    accepted: int
+    """Points (or texts, configs: 1) it took, altered ones included."""
+    altered: Mapping[str, int] = field(default_factory=dict)
+    """How many of the accepted it can't store exactly, by reason."""
+    rejected: Mapping[str, int] = field(default_factory=dict)
+    """How many it refuses for good, by reason; accepted + rejected = given."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rank:
+    """Who this process is among those that train together."""
+
+    rank: int = 0
+    world_size: int = 1
+    local_rank: int = 0
+    local_world_size: int = 1
+    node_rank: int = 0
+    source: str = "single"
+    """What said so: torchrun, slurm, openmpi, torch.distributed, env, single."""
+
+    @property
+    def is_main(self) -> bool:
+        """Rank 0 of the whole job."""
+        return self.rank == 0
+
+    @property
+    def is_local_main(self) -> bool:
+        """The first rank of its node."""
+        return self.local_rank == 0
+
+    def attributes(self) -> dict[str, AttributeValue]:
+        """OpenTelemetry resource attributes."""
+        return {
+            "training.rank": self.rank,
+            "training.world_size": self.world_size,
+            "training.local_rank": self.local_rank,
+            "training.node_rank": self.node_rank,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class RunInfo:
+    """What a tracker is told when it starts. One rank's view of one run."""
+
+    project: str
+    run_id: str
+    """Unique within the project; also the directory's name."""
+    name: str
+    """For people: the run's name, with `-rank<k>` under the policy `all`."""
+    directory: Path
+    """The run's own directory (`<project_dir>/<project>/<run_id>`, with `/rank-<k>` under `all`); exists."""
+    logging_dir: Path
+    """`<project_dir>`: where trackers that keep one store for many runs put it; exists."""
+    rank: Rank = field(default_factory=Rank)
+    group: str = ""
+    """Set when each rank has a run of its own: what those runs share (the run id)."""
+    options: Mapping[str, Any] = field(default_factory=dict)
+    """`init_kwargs` for this tracker, as the user gave them."""
+    state: Mapping[str, Any] = field(default_factory=dict)
+    """What the tracker's `state()` returned when the cursor was last saved; empty on a first start."""
+    position: int = 0
+    """The cursor: everything at or before it was confirmed in an earlier start."""
+    resource: Mapping[str, AttributeValue] = field(default_factory=dict)
+    """OpenTelemetry resource attributes, the rank's included."""
+
+    @property
+    def resumed(self) -> bool:
+        """Whether this tracker has been started for this run before."""
+        return bool(self.state) or self.position > 0
+
+
+@dataclass(frozen=True, slots=True)
+class TrackerReceipt:
+    """What became of the points of one tracker; recorded = delivered + pending + sum(dropped)."""
+
+    tracker: str
+    recorded: int
+    delivered: int
+    pending: int
+    altered: Mapping[str, int]
+    """Of the delivered: how many the tracker can't store exactly, by reason."""
+    dropped: Mapping[str, int]
+    """Refused for good, by reason."""
+    errors: Mapping[str, int]
+    """What the tracker raised, and how often; nothing is lost by it while it is pending."""
+    renamed: Mapping[str, str]
+    """Tags that the tracker stores under another name."""
+    state: str
+    """starting, running, retrying, failed, finished."""
+
+
+@dataclass(frozen=True, slots=True)
+class Receipt:
+    """What was recorded in this process's journal and what became of it."""
+
+    run_id: str
+    recorded: int
+    """Points in the journal."""
+    not_recorded: Mapping[str, int]
+    """Measurements that never reached the journal, by reason (not a number, disk full, ...)."""
+    trackers: Mapping[str, TrackerReceipt]
+
+    @property
+    def complete(self) -> bool:
+        """Whether every tracker has delivered every recorded point."""
+        return all(t.delivered == t.recorded for t in self.trackers.values())
+
+    def __str__(self) -> str:
+        lines = [f"run {self.run_id}: {self.recorded:,} points recorded"]
+        lines += [f"  not recorded: {n:,} ({why})" for why, n in sorted(self.not_recorded.items())]
+        for t in self.trackers.values():
+            lines.append(
+                f"  {t.tracker:<12} delivered {t.delivered:,}  pending {t.pending:,}"
+                f"  dropped {sum(t.dropped.values()):,}  altered {sum(t.altered.values()):,}  [{t.state}]"
+            )
+            for what, reasons in (("dropped", t.dropped), ("altered", t.altered), ("error", t.errors)):
+                lines += [f"    {what}: {n:,} x {why}" for why, n in sorted(reasons.items())]
+        return "\n".join(lines)
