@@ -9,7 +9,10 @@ import hashlib
 import re
 from dataclasses import dataclass, field
 
-_ESCAPED = re.compile(r"_x([0-9a-f]+)_")
+_ESCAPED = re.compile(r"_x((?:10|[0-9a-f])?[0-9a-f]{1,4})_")  # a code point
+_MARK = "_x{}_"  # ends a name that was cut: 16 hex digits, so no code point and no escape
+_MARK_LENGTH = 19
+_UNFINISHED = re.compile(r"(?:_x[0-9a-f]*)+\Z")
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,7 +21,7 @@ class NameRule:
 
     A character that is not allowed becomes `_x<hex>_`; an underscore that would start such a
     sequence by chance is escaped too, so that `unescape` gives every name back. A name over
-    the limit is cut and ends in `~` and 16 hex digits of its SHA-256.
+    the limit is cut and ends in `_x<16 hex digits of its SHA-256>_`, which no other name does.
     """
 
     forbidden: str = ""
@@ -31,34 +34,46 @@ class NameRule:
     """Bytes of the escaped name in UTF-8; 0 is no limit."""
     empty: str = "_x_"
     """What an empty name becomes."""
-    _pattern: re.Pattern[str] | None = field(init=False, repr=False, compare=False, default=None)
+    _illegal: re.Pattern[str] = field(init=False, repr=False, compare=False)
+    _escaped: re.Pattern[str] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         # Lone surrogates have no UTF-8 form, so no tracker can store them.
-        forbidden = "[\ud800-\udfff]" + (f"|[{self.forbidden}]" if self.forbidden else "")
-        parts = f"|{self.forbidden_parts}" if self.forbidden_parts else ""
-        # `_` must go when what follows it could be read as an escape, now or once a forbidden
+        illegal = "[\ud800-\udfff]" + (f"|[{self.forbidden}]" if self.forbidden else "")
+        illegal += f"|{self.forbidden_parts}" if self.forbidden_parts else ""
+        # `_` must go when what follows it could be read as an escape, now or once an illegal
         # character after it has become one (which begins with `_`).
-        chance = rf"_(?=x[0-9a-f]*(?:_|{forbidden}{parts}))"
-        object.__setattr__(self, "_pattern", re.compile(rf"{chance}|{forbidden}{parts}", re.DOTALL))
+        chance = rf"_(?=x[0-9a-f]*(?:_|{illegal}))"
+        object.__setattr__(self, "_illegal", re.compile(illegal, re.DOTALL))
+        object.__setattr__(self, "_escaped", re.compile(f"{chance}|{illegal}", re.DOTALL))
 
     def escape(self, name: str) -> str:
         """The name as this tracker can store it."""
         if not name:
             return self.empty
-        assert self._pattern is not None
-        legal = self._pattern.sub(lambda m: f"_x{ord(m[0]):x}_", name)
+        legal = self._escaped.sub(lambda m: f"_x{ord(m[0]):x}_", name)
         if self.max_length and len(legal) > self.max_length:
-            legal = f"{legal[: self.max_length - 17]}~{_digest(name)}"
+            legal = _marked(legal[: self.max_length - _MARK_LENGTH], name)
         if self.max_bytes and len(legal.encode()) > self.max_bytes:
-            kept = legal.encode()[: self.max_bytes - 17].decode(errors="ignore")
-            legal = f"{kept}~{_digest(name)}"
+            kept = legal.encode()[: self.max_bytes - _MARK_LENGTH]
+            legal = _marked(kept.decode(errors="ignore"), name)
         return legal
+
+    def is_legal(self, name: str) -> bool:
+        """Whether the tracker can store the name as it stands."""
+        return (
+            bool(name)
+            and not self._illegal.search(name)
+            and not 0 < self.max_length < len(name)
+            and not 0 < self.max_bytes < len(name.encode())
+        )
 
     def unescape(self, name: str) -> str:
         """The name that `escape` was given, unless it had to be cut."""
         return "" if name == self.empty else _ESCAPED.sub(lambda m: chr(int(m[1], 16)), name)
 
 
-def _digest(name: str) -> str:
-    return hashlib.sha256(name.encode(errors="surrogatepass")).hexdigest()[:16]
+def _marked(kept: str, name: str) -> str:
+    # An escape that was cut in two would swallow the mark's first underscore.
+    whole = _UNFINISHED.sub("", kept)
+    return whole + _MARK.format(hashlib.sha256(name.encode(errors="surrogatepass")).hexdigest()[:16])

@@ -68,14 +68,9 @@ class Series:
 
     @property
     def identity(self) -> tuple[object, ...]:
-        """What makes two series the same one. Typed: 1, True and 1.0 are three attribute values."""
-        return (
-            self.meter,
-            self.name,
-            self.kind,
-            self.unit,
-            tuple((k, type(v).__name__, v) for k, v in self.attributes.items()),
-        )
+        """What makes two series the same one. `repr` keeps 1, True, 1.0 and "1" apart."""
+        attributes = tuple((key, repr(value)) for key, value in self.attributes.items())
+        return (self.meter, self.name, self.kind, self.unit, attributes)
 
 
 @dataclass(frozen=True, slots=True)

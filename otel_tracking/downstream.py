@@ -1,0 +1,193 @@
+"""An SDK provider of the user's, fed from the journal.
+
+Points go on without the step, so that every instrument and attribute set stays one time series.
+Of a gauge the last value of a stretch is set, increments of a counter are added up first,
+histograms get every value. An observable instrument that observes nothing is registered first in
+the SDK: its callback runs at each collect, before the SDK looks at the other instruments, and
+forwards what is pending; between collects a thread does, so that no collect has much to do.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import re
+import threading
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Final
+
+import numpy as np
+from opentelemetry.metrics import CallbackOptions, Meter, MeterProvider, Observation
+
+from otel_tracking.errors import JournalError
+from otel_tracking.instruments import TrackingInstrument, TrackingObservable, split_step
+from otel_tracking.journal.stream import Points, RecordStream
+from otel_tracking.journal.writer import JournalWriter
+from otel_tracking.recorder import Recorder
+from otel_tracking.records import Kind, Series
+
+_LOG: Final = logging.getLogger(__name__)
+_METER: Final = "otel_tracking"
+_INTERVAL: Final = 1.0
+_ILLEGAL: Final = re.compile(r"[^-_./a-zA-Z0-9]")
+_MAX_NAME: Final = 255
+
+
+class Downstream:
+    """Feeds one SDK meter provider.
+
+    Attributes:
+        provider: The user's.
+        get_meter: Its own `get_meter`, whatever stands in its place now.
+    """
+
+    def __init__(self, provider: MeterProvider, recorder: Recorder) -> None:
+        self.provider = provider
+        self.get_meter = provider.get_meter
+        self._recorder = recorder
+        self._meters: dict[str, Meter] = {}
+        self._instruments: dict[tuple[str, str, Kind, str], Any] = {}
+        self._forwarding = threading.RLock()
+        self._journal: JournalWriter | None = None
+        self._stream: RecordStream | None = None
+        self._meter(_METER).create_observable_gauge("otel_tracking.pending", [self._before_collect])
+        threading.Thread(target=self._run, name="otel-tracking-downstream", daemon=True).start()
+
+    def add(self, instrument: TrackingInstrument, boundaries: Sequence[float] | None) -> None:
+        """Make an instrument's counterpart in the SDK."""
+        key = (instrument.meter, instrument.name, instrument.kind, instrument.unit)
+        with self._forwarding:
+            if key not in self._instruments:
+                self._instruments[key] = self._make(
+                    instrument.meter,
+                    instrument.name,
+                    instrument.kind,
+                    instrument.unit,
+                    instrument.description,
+                    boundaries,
+                )
+
+    def observe(self, instrument: TrackingObservable) -> None:
+        """Have the SDK ask an observable instrument at each collect; what it says is recorded too."""
+        meter = self._meter(instrument.meter)
+        make = {
+            Kind.OBSERVABLE_GAUGE: meter.create_observable_gauge,
+            Kind.OBSERVABLE_COUNTER: meter.create_observable_counter,
+            Kind.OBSERVABLE_UP_DOWN_COUNTER: meter.create_observable_up_down_counter,
+        }[instrument.kind]
+        make(_legal(instrument.name), [instrument.observe], instrument.unit, instrument.description)
+
+    def pass_on(
+        self, instrument: TrackingInstrument, amount: float, attributes: Mapping[str, Any] | None
+    ) -> None:
+        """Give one measurement to the SDK now."""
+        counterpart = self._instruments.get(
+            (instrument.meter, instrument.name, instrument.kind, instrument.unit)
+        )
+        if counterpart is not None:
+            _give(counterpart, instrument.kind, amount, split_step(attributes)[1])
+
+    def forward(self) -> None:
+        """Give the SDK everything recorded until now."""
+        with self._forwarding:
+            if self._stream is not None:
+                self._drain(self._stream)
+            journal = self._recorder.journal
+            if journal is self._journal or journal is None or journal.closed:
+                return
+            if self._stream is not None:
+                self._stream.close()
+            self._journal, self._stream = journal, RecordStream(journal.descriptor)
+            self._drain(self._stream)
+
+    def _drain(self, stream: RecordStream) -> None:
+        assert self._journal is not None
+        end = self._journal.position  # what comes while this runs is for the next time
+        while stream.position < end and (items := stream.read()) is not None:
+            for item in items:
+                # What an earlier process of this run recorded is not this process's to report.
+                if isinstance(item, Points) and item.positions[0] >= self._journal.start:
+                    self._give_points(stream.series, item)
+
+    def _give_points(self, table: Sequence[Series], points: Points) -> None:
+        integers = points.integers()
+        for index in np.unique(points.index).tolist():
+            series = table[index]
+            if series.kind.name.startswith("OBSERVABLE"):
+                continue  # the SDK asks those itself
+            mine = np.flatnonzero(points.index == index)
+            values = points.increments[mine]
+            values = values[np.isfinite(values)]  # the SDK takes no others, and warns of each
+            if series.kind is Kind.GAUGE:
+                values = values[-1:]
+            elif series.kind.accumulates:
+                values = values.sum(keepdims=True)
+            else:
+                values = values[values >= 0]
+            instrument = self._counterpart(series)
+            whole = bool(integers[mine].all())
+            for value in values.tolist():
+                _give(instrument, series.kind, int(value) if whole else value, series.attributes)
+
+    def _counterpart(self, series: Series) -> Any:
+        key = (series.meter, series.name, series.kind, series.unit)
+        known = self._instruments.get(key)
+        if known is None:  # of `Tracking.log`, or from a span
+            meter = series.meter or _METER
+            known = self._make(meter, series.name, series.kind, series.unit, series.description, None)
+            self._instruments[key] = known
+        return known
+
+    def _make(
+        self,
+        meter: str,
+        name: str,
+        kind: Kind,
+        unit: str,
+        description: str,
+        boundaries: Sequence[float] | None,
+    ) -> Any:
+        of = self._meter(meter)
+        legal = _legal(name)
+        if kind is Kind.GAUGE:
+            return of.create_gauge(legal, unit, description)
+        if kind is Kind.COUNTER:
+            return of.create_counter(legal, unit, description)
+        if kind is Kind.UP_DOWN_COUNTER:
+            return of.create_up_down_counter(legal, unit, description)
+        return of.create_histogram(legal, unit, description, explicit_bucket_boundaries_advisory=boundaries)
+
+    def _meter(self, name: str) -> Meter:
+        if name not in self._meters:
+            self._meters[name] = self.get_meter(name)
+        return self._meters[name]
+
+    def _before_collect(self, options: CallbackOptions) -> Iterable[Observation]:
+        self.forward()
+        return ()
+
+    def _run(self) -> None:
+        pause = threading.Event()
+        while not pause.wait(_INTERVAL):
+            try:
+                self.forward()
+            except (JournalError, OSError) as error:
+                _LOG.warning("nothing more goes on to the SDK provider: %s", error)
+                return
+
+
+def _give(instrument: Any, kind: Kind, amount: float, attributes: Mapping[str, Any]) -> None:
+    if isinstance(amount, float) and not math.isfinite(amount):
+        return
+    if kind is Kind.GAUGE:
+        instrument.set(amount, attributes)
+    elif kind.accumulates:
+        instrument.add(amount, attributes)
+    else:
+        instrument.record(amount, attributes)
+
+
+def _legal(name: str) -> str:
+    """A name that the SDK takes; trackers get the original."""
+    legal = _ILLEGAL.sub("_", name)[:_MAX_NAME]
+    return legal if legal[:1].isalpha() else f"m_{legal}"[:_MAX_NAME]

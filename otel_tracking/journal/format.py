@@ -1,0 +1,133 @@
+"""The bytes of a journal segment. `docs/journal.md` is the specification; this is its code.
+
+A segment is a header of two slots followed by records, each a whole number of 32-byte slots::
+
+    point    word  step  time  value        one slot
+    row      word  step  time  crc          then the values of one `log` call, padded with zeros
+    record   word  step  time  crc          then a JSON text, padded with zeros
+    padding  15    0     1     0            one slot; the segment holds nothing more
+
+`word` is a u64: kind in bits 0-3, id in bits 4-31 (series, row shape, or record type), and in the
+upper half the flags of a point or the payload's bytes. Everything is little-endian.
+
+A slot is there when its `word` and its `time` are not zero: each 16-byte half holds one of them, so
+a half that a killed process never stored is seen. Longer records carry the CRC32C of their payload.
+"""
+
+from __future__ import annotations
+
+import enum
+import struct
+import time
+from dataclasses import dataclass
+from typing import Final
+
+import google_crc32c
+
+from otel_tracking.errors import UnsupportedJournal
+
+SLOT: Final = 32
+HEADER_SLOTS: Final = 2
+VERSION: Final = 1
+MAGIC: Final = b"OTELTRK\x00"
+
+_HEADER: Final = struct.Struct("<8sIIQQI24xI")  # magic version slots index created_ns rank, crc of it
+
+POINT: Final = 1
+ROW: Final = 2
+RECORD: Final = 3
+PADDING: Final = 15
+KIND_MASK: Final = 0xF
+ID_BITS: Final = 28
+ID_MASK: Final = (1 << ID_BITS) - 1
+
+FLAG_AUTOMATIC_STEP: Final = 1 << 32
+"""On a point's word: the step is a count, no one gave it."""
+FLAG_INTEGER: Final = 1 << 33
+"""On a point's word: the value was an int."""
+
+PADDING_SLOT: Final = struct.pack("<QqqQ", PADDING, 0, 1, 0)
+
+pack_point: Final = struct.Struct("<Qqqd").pack
+"""(word, step, time, value) -> the 32 bytes of a point."""
+pack_head: Final = struct.Struct("<QqqQ").pack
+"""(word, step, time, crc) -> the first slot of a row or record."""
+crc32c: Final = google_crc32c.value
+
+STEP_MIN: Final = -(2**63)
+STEP_MAX: Final = 2**63 - 1
+
+
+class RecordType(enum.IntEnum):
+    """What a JSON record is about."""
+
+    SERIES = 1
+    """Defines a series id; stands before the first point of it."""
+    SHAPE = 2
+    """Defines a row shape: the series ids of its columns."""
+    CONFIG = 3
+    TEXT = 4
+    OPTIONS = 5
+    """`log_kwargs` of the row, point or text that follows it next from the same call."""
+    START = 6
+    """A process begins to write: who it is, under which resource."""
+    END = 7
+    """The run ended, with that status."""
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """What the first two slots of a segment say."""
+
+    index: int
+    """Which segment of its journal, from 0."""
+    slots: int
+    """Its size in slots, the header's included, unless it was cut when it was closed."""
+    created: int
+    """Nanoseconds since the epoch."""
+    rank: int
+
+    def pack(self) -> bytes:
+        """The 64 bytes."""
+        head = _HEADER.pack(MAGIC, VERSION, self.slots, self.index, self.created, self.rank, 0)[:-4]
+        return head + struct.pack("<I", crc32c(head))
+
+    @classmethod
+    def unpack(cls, data: bytes) -> Header:
+        """Read the first 64 bytes of a segment.
+
+        Raises:
+            UnsupportedJournal: They are no header, are damaged, or of another version.
+        """
+        if len(data) < _HEADER.size or not data.startswith(MAGIC):
+            raise UnsupportedJournal("not a journal segment: it does not begin with OTELTRK")
+        _, version, slots, index, created, rank, crc = _HEADER.unpack(data[: _HEADER.size])
+        if version != VERSION:
+            raise UnsupportedJournal(f"journal version {version}; this release reads version {VERSION}")
+        if crc != crc32c(data[: _HEADER.size - 4]):
+            raise UnsupportedJournal("the segment's header is damaged: its CRC does not match")
+        return cls(index, slots, created, rank)
+
+
+def record_bytes(type_: RecordType, payload: bytes, *, step: int = 0, time_ns: int | None = None) -> bytes:
+    """A whole JSON record."""
+    word = RECORD | type_ << 4 | len(payload) << 32
+    now = time.time_ns() if time_ns is None else time_ns
+    slots = payload + bytes(-len(payload) % SLOT)
+    return pack_head(word, step, now or 1, crc32c(slots)) + slots
+
+
+def position(segment: int, slot: int) -> int:
+    """Where a record begins, as one rising number: the segment's index, then the slot in it."""
+    return segment << 32 | slot
+
+
+def segment_name(index: int) -> str:
+    """The file of that segment."""
+    return f"{index:08d}.segment"
+
+
+def segment_index(name: str) -> int | None:
+    """The index in a segment's file name; None if it is no segment's."""
+    stem, _, suffix = name.partition(".")
+    return int(stem) if suffix == "segment" and stem.isascii() and stem.isdigit() else None

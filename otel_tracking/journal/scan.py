@@ -1,0 +1,119 @@
+"""Where the whole records of a stretch of segment bytes lie.
+
+One walk serves readers and recovery. Points and padding are found by NumPy, a run at a time; so are
+rows of one shape in a row. Only a change of kind costs a Python step.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from otel_tracking.journal.format import (
+    ID_BITS,
+    ID_MASK,
+    KIND_MASK,
+    PADDING,
+    POINT,
+    RECORD,
+    ROW,
+    SLOT,
+    crc32c,
+)
+
+Words = npt.NDArray[np.int64]
+"""(slots, 4): word, step, time, value or CRC."""
+
+_WORD, _TIME, _CRC = 0, 2, 3
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """Records of one kind that follow each other, all whole."""
+
+    kind: int
+    start: int
+    """First slot."""
+    stop: int
+    """One past the last slot."""
+    stride: int = 1
+    """Slots a record."""
+    id: int = 0
+    """The row shape or record type; 0 for points and padding."""
+    payload: int = 0
+    """Bytes of a row's values or a record's text."""
+
+
+@dataclass(frozen=True, slots=True)
+class Scan:
+    """What a stretch of bytes holds."""
+
+    runs: list[Run]
+    stop: int
+    """Slots from the beginning that are whole records."""
+    torn: bool
+    """Whether something unfinished or damaged stands at `stop`, rather than nothing."""
+
+
+def words_of(data: bytes) -> Words:
+    """The 64-bit words of whole slots; bytes beyond the last whole slot are left out."""
+    return np.frombuffer(data, dtype="<i8", count=len(data) // SLOT * 4).reshape(-1, 4)
+
+
+def scan(data: bytes) -> Scan:
+    """Find the whole records from the first slot on.
+
+    Args:
+        data: Slots of a segment; a record must begin at the first byte.
+    """
+    words = words_of(data)
+    present = (words[:, _WORD] != 0) & (words[:, _TIME] != 0)
+    kinds = np.where(present, words[:, _WORD] & KIND_MASK, 0)
+    # Where the kind changes; payload slots show up here too, and are stepped over.
+    edges: Final = np.append(np.flatnonzero(np.diff(kinds)) + 1, len(kinds))
+    runs: list[Run] = []
+    at, end = 0, len(words)
+    while at < end:
+        kind = int(kinds[at])
+        if kind in (POINT, PADDING):
+            stop = int(edges[np.searchsorted(edges, at, side="right")])
+            runs.append(Run(kind, at, stop))
+        elif kind in (ROW, RECORD):
+            run = _long(data, words, present, at)
+            if run is None:
+                return Scan(runs, at, True)
+            runs.append(run)
+            stop = run.stop
+        else:
+            return Scan(runs, at, bool(words[at].any()))
+        at = stop
+    return Scan(runs, at, False)
+
+
+def _long(data: bytes, words: Words, present: npt.NDArray[np.bool_], at: int) -> Run | None:
+    """The rows of one shape, or the one record, that begin at a slot; None if not whole."""
+    word = int(words[at, _WORD])
+    payload = (word >> 32) & 0xFFFFFFFF
+    stride = 1 + -(-payload // SLOT)
+    count = 1
+    if word & KIND_MASK == ROW:
+        heads = slice(at, len(words) - stride + 1, stride)
+        same = (words[heads, _WORD] == word) & present[heads]
+        count = len(same) if same.all() else int(np.argmin(same))
+    good = 0
+    view = memoryview(data)
+    for record in range(count):
+        head = at + record * stride
+        rest = view[(head + 1) * SLOT : (head + stride) * SLOT]
+        if head + stride > len(words) or crc32c(bytes(rest)) != words[head, _CRC]:
+            break
+        good += 1
+    if not good:
+        return None
+    return Run(word & KIND_MASK, at, at + good * stride, stride, (word >> 4) & ID_MASK, payload)
+
+
+assert ID_BITS + 4 == 32  # the id fills the rest of the word's lower half

@@ -1,0 +1,180 @@
+"""A journal as points of named series: definitions resolved, counters summed up."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Final, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from otel_tracking.journal.entries import Entry, series_of
+from otel_tracking.journal.format import (
+    FLAG_AUTOMATIC_STEP,
+    FLAG_INTEGER,
+    ID_MASK,
+    POINT,
+    RECORD,
+    ROW,
+    SLOT,
+    RecordType,
+)
+from otel_tracking.journal.reader import BLOCK_SLOTS, Block, JournalReader
+from otel_tracking.journal.scan import Run
+from otel_tracking.records import Float64Array, Int64Array, Series
+
+_Columns: TypeAlias = tuple[Int64Array, ...]
+"""series index, step, time, position, word; each (n,)."""
+
+
+class Points:
+    """Points in recorded order, in columns of one length n.
+
+    Attributes:
+        index: (n,) which series of the stream's table each belongs to.
+        steps, times, values: (n,) as recorded; of a counter, the running total.
+        increments: (n,) as recorded; of a counter, what was added.
+        positions: (n,) where the record begins.
+        flags: (n,) `FLAG_AUTOMATIC_STEP`, `FLAG_INTEGER`.
+    """
+
+    __slots__ = ("flags", "increments", "index", "positions", "steps", "times", "values")
+
+    def __init__(self, columns: Sequence[_Columns], increments: Sequence[Float64Array]) -> None:
+        joined = [np.concatenate(column) for column in zip(*columns, strict=True)]
+        self.index: npt.NDArray[np.int32] = joined[0].astype(np.int32)
+        self.steps: Int64Array = joined[1]
+        self.times: Int64Array = joined[2]
+        self.positions: Int64Array = joined[3]
+        self.flags: Int64Array = joined[4]
+        self.increments: Float64Array = np.concatenate(increments)
+        self.values: Float64Array = self.increments
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def automatic(self) -> npt.NDArray[np.bool_]:
+        """(n,) whether the step is a count that no one gave."""
+        return np.not_equal(self.flags & FLAG_AUTOMATIC_STEP, 0)
+
+    def integers(self) -> npt.NDArray[np.bool_]:
+        """(n,) whether the value was an int."""
+        return np.not_equal(self.flags & FLAG_INTEGER, 0)
+
+
+class RecordStream:
+    """Reads a journal from the beginning on, and what is appended.
+
+    Attributes:
+        series: Every series defined so far; `Points.index` points into it. Grows only. Two
+            definitions of one series (two processes of one run) are one entry.
+    """
+
+    def __init__(self, directory: Path | int) -> None:
+        self._reader: Final = JournalReader(directory)
+        self.series: list[Series] = []
+        self._known: dict[object, int] = {}
+        self._of_id: npt.NDArray[np.int64] = np.full(64, -1, dtype=np.int64)
+        self._shapes: dict[int, npt.NDArray[np.int64]] = {}
+        self._sums: dict[int, float] = {}
+
+    def close(self) -> None:
+        """Give up the journal's descriptors."""
+        self._reader.close()
+
+    @property
+    def position(self) -> int:
+        """Everything before this has been read."""
+        return self._reader.position
+
+    @property
+    def torn(self) -> bool:
+        """Whether the last read stopped before something unfinished or damaged."""
+        return self._reader.torn
+
+    def read(self, slots: int = BLOCK_SLOTS) -> list[Points | Entry] | None:
+        """The next records in order, definitions left out; None when there are none yet."""
+        block = self._reader.read(slots)
+        return None if block is None else list(self._items(block))
+
+    def _items(self, block: Block) -> Iterator[Points | Entry]:
+        columns: list[_Columns] = []
+        values: list[Float64Array] = []
+        for run in block.runs:
+            if run.kind == POINT:
+                words = block.words[run.start : run.stop]
+                ids = self._of_id[(words[:, 0] >> 4) & ID_MASK]
+                positions = np.arange(block.first + run.start, block.first + run.stop, dtype=np.int64)
+                columns.append((ids, words[:, 1], words[:, 2], positions, words[:, 0]))
+                values.append(words[:, 3].view(np.float64))
+            elif run.kind == ROW:
+                columns.append(self._row_columns(block, run))
+                values.append(self._row_values(block, run))
+            elif run.kind == RECORD:
+                entry = _entry(block, run)
+                if self._defines(entry):
+                    continue  # points before it do not need it, points after it are read after it
+                if columns:
+                    yield self._points(columns, values)
+                    columns, values = [], []
+                yield entry
+        if columns:
+            yield self._points(columns, values)
+
+    def _row_columns(self, block: Block, run: Run) -> _Columns:
+        shape = self._shapes[run.id]
+        heads = block.words[run.start : run.stop : run.stride]
+        rows, width = len(heads), len(shape)
+        positions = block.first + np.arange(run.start, run.stop, run.stride, dtype=np.int64)
+        return (
+            np.tile(shape, rows),
+            np.repeat(heads[:, 1], width),
+            np.repeat(heads[:, 2], width),
+            np.repeat(positions, width),
+            np.zeros(rows * width, dtype=np.int64),
+        )
+
+    def _row_values(self, block: Block, run: Run) -> Float64Array:
+        words = block.words[run.start : run.stop].reshape(-1, run.stride * 4)
+        return words[:, 4 : 4 + run.payload // 8].reshape(-1).view(np.float64)
+
+    def _points(self, columns: list[_Columns], values: list[Float64Array]) -> Points:
+        points = Points(columns, values)
+        accumulating = [i for i in np.unique(points.index).tolist() if self.series[i].kind.accumulates]
+        if accumulating:
+            points.values = points.increments.copy()
+            for index in accumulating:
+                mine = np.flatnonzero(points.index == index)
+                steps = np.append(self._sums.get(index, 0.0), points.increments[mine])
+                totals = np.cumsum(steps)  # in order, one by one: the same sum that adding at the call gives
+                points.values[mine] = totals[1:]
+                self._sums[index] = float(totals[-1])
+        return points
+
+    def _defines(self, entry: Entry) -> bool:
+        if entry.type == RecordType.SERIES:
+            id_, series = series_of(entry.content)
+            index = self._known.get(series.identity)
+            if index is None:
+                index = self._known[series.identity] = len(self.series)
+                self.series.append(series)
+            if id_ >= len(self._of_id):
+                more = np.full(max(id_ + 1, 2 * len(self._of_id)), -1, dtype=np.int64)
+                more[: len(self._of_id)] = self._of_id
+                self._of_id = more
+            self._of_id[id_] = index
+            return True
+        if entry.type == RecordType.SHAPE:
+            self._shapes[entry.content["id"]] = self._of_id[np.array(entry.content["series"], dtype=np.int64)]
+            return True
+        return False
+
+
+def _entry(block: Block, run: Run) -> Entry:
+    head = block.words[run.start]
+    begin = (run.start + 1) * SLOT
+    content = json.loads(block.data[begin : begin + run.payload])
+    position = block.first + run.start
+    return Entry(RecordType(run.id), int(head[1]), int(head[2]), position, content)

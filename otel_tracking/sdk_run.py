@@ -1,0 +1,290 @@
+"""The run that the SDK exporters of one tracker share, and the one thread that feeds it."""
+
+from __future__ import annotations
+
+import atexit
+import contextvars
+import logging
+import os
+import secrets
+import threading
+import time
+import weakref
+from collections import deque
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from concurrent.futures import Future
+from itertools import islice
+from pathlib import Path
+from queue import SimpleQueue
+from typing import Any, NamedTuple
+
+import numpy as np
+from opentelemetry.sdk.resources import Resource
+
+from otel_tracking.names import NameRule
+from otel_tracking.records import AttributeValue, Batch, Rank, RunInfo, RunStatus, Series
+from otel_tracking.tags import TagAssigner
+from otel_tracking.tracker import Tracker
+
+_log = logging.getLogger(__name__)
+
+_BACKLOG_POINTS = 200_000
+_WAITING_JOBS = 16
+_EXIT_SECONDS = 30.0
+_REASONS = 100
+_DIRECTORY_NAMES = NameRule(
+    forbidden="^A-Za-z0-9._ -", forbidden_parts=r"^\.", max_bytes=200, empty="default"
+)
+
+
+class Point(NamedTuple):
+    """One value of a series, as an exporter made it."""
+
+    series: Series
+    step: int
+    time: int
+    """Nanoseconds since the epoch."""
+    value: float
+
+
+class SharedRun:
+    """One run in one tracker, started at its first point and fed by a thread of its own.
+
+    The thread is what the `Tracker` contract promises (an SDK exports from its own threads, from
+    whoever flushes and from whoever shuts down), and what lets a caller stop waiting.
+    """
+
+    def __init__(
+        self, tracker: type[Tracker], project: str | None, project_dir: str | None, name: str | None
+    ) -> None:
+        self.tags = TagAssigner()
+        """Used by that thread only."""
+        self.users: weakref.WeakSet[object] = weakref.WeakSet()
+        self.options: dict[str, Any] = {}
+        self._class = tracker
+        self._project = project
+        self._project_dir = project_dir
+        self._name = name
+        self._tracker: Tracker | None = None
+        self._resource = Resource.get_empty()
+        self._backlog: deque[Point] = deque()
+        self._position = 0
+        self._closed = False
+        self._warned: set[str] = set()
+        self._pid = os.getpid()
+        self._jobs: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
+        # Started here, not at the first point: that may come at exit, when Python starts no thread any more.
+        self._thread = threading.Thread(target=self._work, name=f"otel-tracking-{tracker.name}", daemon=True)
+        self._thread.start()
+
+    def call(self, job: Callable[[], bool], seconds: float) -> bool:
+        """Do a job in the run's thread.
+
+        Returns:
+            What the job returned; False when it raised or is not done after `seconds` (it goes on).
+        """
+        if os.getpid() != self._pid:
+            return True  # A forked child's SDK exports the parent's points again; the parent has them.
+        if threading.current_thread() is self._thread:
+            return True  # What the tracker's own package records while it writes would come back for ever.
+        if self._closed:
+            self.warn("the exporter has been shut down; what is exported now is lost")
+            return False
+        if self._jobs.qsize() >= _WAITING_JOBS:
+            self.warn("the tracker does not return; an export is lost")
+            return False
+        answer: Future[bool] = Future()
+        context = contextvars.copy_context()  # carries the SDK's suppression of instrumentation
+
+        def run() -> None:
+            try:
+                answer.set_result(context.run(job))
+            except Exception as error:  # noqa: BLE001 - a tracker may raise anything, and telemetry must not
+                self.warn(f"{type(error).__name__}: {error}")
+                answer.set_result(False)
+
+        self._jobs.put(run)
+        try:
+            return answer.result(max(seconds, 0))
+        except TimeoutError:
+            self.warn("the tracker took longer than the export's timeout")
+            return False
+
+    def deliver(self, points: Sequence[Point], resource: Resource) -> bool:
+        """Write points, and those that earlier calls could not write, in order. In the run's thread."""
+        self._resource = resource
+        self._backlog.extend(points)
+        if (excess := len(self._backlog) - _BACKLOG_POINTS) > 0:
+            for _ in range(excess):
+                self._backlog.popleft()
+            self.warn(f"the tracker has not taken {_BACKLOG_POINTS:,} points; older ones are lost")
+        return self.flush()
+
+    def flush(self) -> bool:
+        """Write what is waiting and have the tracker store it. In the run's thread."""
+        if self._tracker is None:
+            if not self._backlog:
+                return True
+            self._tracker = self._start()
+        while self._backlog:
+            part = list(islice(self._backlog, self._tracker.pacing.max_points))
+            written = self._tracker.write(self._batch(part))
+            for _ in part:
+                self._backlog.popleft()
+            self._position += len(part)
+            for reason, number in written.rejected.items():
+                self.warn(f"{number:,} points were refused, and later ones will be: {reason}", key=reason)
+            for reason, number in written.altered.items():
+                _log.debug("exporter to %s: %d points altered: %s", self._class.name, number, reason)
+        self._tracker.confirm(flush=True)
+        return True
+
+    def finish(self) -> bool:
+        """Write what is waiting and close the run. In the run's thread, which ends after it."""
+        self._closed = True
+        try:
+            self.flush()
+        finally:
+            self._jobs.put(None)
+            if self._backlog:
+                self.warn(f"{len(self._backlog):,} points could not be written and are lost")
+            if self._tracker is not None:
+                self._tracker.finish(RunStatus.FINISHED)
+        return True
+
+    def warn(self, text: str, *, key: str = "") -> None:
+        """Log a warning the first time it comes up."""
+        if (key or text) not in self._warned and len(self._warned) < _REASONS:
+            self._warned.add(key or text)
+            _log.warning("exporter to %s: %s", self._class.name, text)
+
+    def _work(self) -> None:
+        while (job := self._jobs.get()) is not None:
+            job()
+
+    def _batch(self, points: Sequence[Point]) -> Batch:
+        # By identity: a `Series` holds a dict and can't be hashed; each exists once.
+        series = {id(point.series): point.series for point in points}
+        places = {key: place for place, key in enumerate(series)}
+        n = len(points)
+        return Batch(
+            tuple(series.values()),
+            np.fromiter((places[id(p.series)] for p in points), np.int32, n),
+            np.fromiter((p.step for p in points), np.int64, n),
+            np.fromiter((p.time for p in points), np.int64, n),
+            np.fromiter((p.value for p in points), np.float64, n),
+            np.arange(self._position + 1, self._position + n + 1, dtype=np.int64),
+        )
+
+    def _start(self) -> Tracker:
+        attributes = attribute_values(self._resource.attributes)
+        rank = _rank(attributes)
+        service = str(attributes.get("service.name", ""))
+        project = (
+            self._project
+            or os.environ.get("OTEL_TRACKING_PROJECT")
+            # The SDK's own stand-in for a service without a name starts so.
+            or ("" if service.startswith("unknown_service") else service)
+            or os.environ.get("OTEL_SERVICE_NAME")
+            or "default"
+        )
+        run_id = f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(4)}"
+        name = self._name or os.environ.get("OTEL_TRACKING_RUN_NAME") or run_id
+        logging_dir = Path(self._project_dir or os.environ.get("OTEL_TRACKING_PROJECT_DIR") or "outputs")
+        directory = logging_dir / _DIRECTORY_NAMES.escape(project) / run_id
+        directory.mkdir(parents=True, exist_ok=True)
+        tracker = self._class()
+        tracker.start(
+            RunInfo(
+                project=project,
+                run_id=run_id,
+                name=f"{name}-rank{rank.rank}" if rank.world_size > 1 else name,
+                directory=directory,
+                logging_dir=logging_dir,
+                rank=rank,
+                options=self.options,
+                resource=attributes,
+            )
+        )
+        return tracker
+
+
+_runs: dict[Hashable, SharedRun] = {}
+_lock = threading.Lock()
+
+
+def join(
+    exporter: object,
+    tracker: type[Tracker],
+    project: str | None,
+    project_dir: str | os.PathLike[str] | None,
+    run_name: str | None,
+    init_kwargs: Mapping[str, Any] | None,
+) -> SharedRun:
+    """The run of that tracker and those options which is open in this process, or a new one."""
+    directory = None if project_dir is None else os.fspath(project_dir)
+    key = (tracker, project, directory, run_name)
+    with _lock:
+        run = _runs.get(key)
+        if run is None:
+            run = _runs[key] = SharedRun(tracker, project, directory, run_name)
+        run.users.add(exporter)
+        run.options = {**(init_kwargs or {}), **run.options}
+    return run
+
+
+def leave(exporter: object, run: SharedRun, seconds: float) -> None:
+    """Say that an exporter is done; the last one closes the run."""
+    with _lock:
+        run.users.discard(exporter)
+        last = not run.users
+        if last:
+            for key in [key for key, other in _runs.items() if other is run]:
+                del _runs[key]
+    run.call(run.finish if last else run.flush, seconds)
+
+
+def attribute_values(attributes: Mapping[str, Any] | None) -> dict[str, AttributeValue]:
+    """OpenTelemetry attributes, keys sorted, sequences as tuples; what is no text and no number as text."""
+    return {key: _attribute_value(value) for key, value in sorted((attributes or {}).items())}
+
+
+def _attribute_value(value: Any) -> AttributeValue:
+    if isinstance(value, (str, bool, int, float)):
+        return value
+    if isinstance(value, Sequence) and not isinstance(value, bytes):
+        return tuple(v if isinstance(v, (str, bool, int, float)) else str(v) for v in value)
+    return str(value)
+
+
+def _rank(attributes: Mapping[str, AttributeValue]) -> Rank:
+    def number(name: str, default: int) -> int:
+        value = attributes.get(f"training.{name}")
+        return value if type(value) is int else default
+
+    return Rank(
+        rank=number("rank", 0),
+        world_size=number("world_size", 1),
+        local_rank=number("local_rank", 0),
+        node_rank=number("node_rank", 0),
+        source="resource" if "training.rank" in attributes else "single",
+    )
+
+
+def _finish_all() -> None:
+    for run in list(_runs.values()):
+        run.call(run.finish, _EXIT_SECONDS)
+
+
+def _forget() -> None:
+    """In a forked child, which has no thread of its parent's: exporters made there get runs of their own."""
+    global _lock
+    _lock = threading.Lock()  # another thread of the parent may have held it
+    _runs.clear()
+
+
+# At import: an exporter exists before its provider, so the provider's own exit handler, which exports
+# what is left, comes after this registration and therefore runs before it.
+atexit.register(_finish_all)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget)
