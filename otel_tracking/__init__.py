@@ -1,1 +1,47 @@
-"""Experiment tracking through OpenTelemetry."""
+"""Experiment tracking through OpenTelemetry: record once, every point exactly once in every tracker."""
+
+from otel_tracking.errors import (
+    ConfigurationError,
+    JournalError,
+    JournalFull,
+    JournalLocked,
+    LoggingDirectoryRequired,
+    NotStarted,
+    Retry,
+    RunIdentityUnknown,
+    TrackerNotInstalled,
+    TrackingError,
+    UnknownTracker,
+    UnsupportedJournal,
+)
+from otel_tracking.reading import RunData, read_run
+from otel_tracking.records import Receipt, TrackerReceipt
+from otel_tracking.steps import set_step, step
+from otel_tracking.tracker import Tracker
+from otel_tracking.tracking import Tracking
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "ConfigurationError",
+    "JournalError",
+    "JournalFull",
+    "JournalLocked",
+    "LoggingDirectoryRequired",
+    "NotStarted",
+    "Receipt",
+    "Retry",
+    "RunData",
+    "RunIdentityUnknown",
+    "Tracker",
+    "TrackerNotInstalled",
+    "TrackerReceipt",
+    "Tracking",
+    "TrackingError",
+    "UnknownTracker",
+    "UnsupportedJournal",
+    "__version__",
+    "read_run",
+    "set_step",
+    "step",
+]

@@ -53,10 +53,12 @@ from otel_tracking.records import Rank
 
 _POLL = 0.1
 """Seconds between looks for a store."""
-_STORE_TIMEOUT = 3.0
-"""Seconds that a look at a store may take."""
+_LAST_LOOK = 2.0
+"""Seconds that the last look, after the deadline, may take."""
 _EXIT_TIMEOUT = 1.0
-"""Seconds that the exit of the interpreter waits for such a look."""
+"""Seconds that the exit of the interpreter waits for a look."""
+_STORE_TIMEOUT = 60.0
+"""Seconds that torch's client is given; it looks its peer's name up, which is slow where DNS is."""
 
 _LAUNCHER_MARKS = (
     "TORCHELASTIC_RUN_ID",
@@ -69,7 +71,7 @@ _LAUNCHER_MARKS = (
 
 _DIRECTORY = NameRule(
     # Separators, controls, and what reorders or hides text on a terminal.
-    forbidden=r"/\\\x00-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff",
+    forbidden=r"/\\\x00-\x1f\x7f-\x9f\xad\u061c\u180e\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff",
     # A leading dot hides (and `.`, `..` lead elsewhere), a leading dash is an option to commands.
     forbidden_parts=r"^[.-]",
     # NAME_MAX is 255; the rest is for suffixes.
@@ -164,7 +166,7 @@ def resolve(
         stop: Give up after one more look.
 
     Returns:
-        In any case within some seconds (`_STORE_TIMEOUT`) of the deadline or of `stop`.
+        In any case within two seconds or so of the deadline or of `stop`.
 
     Raises:
         RunIdentityUnknown: No rung applied in time; the text says what the user can do.
@@ -176,14 +178,15 @@ def resolve(
     key, proposal = _nth("run_id", ordinal), mint()
     question: _Question | None = None
     while True:
+        last = stop.is_set() or time.monotonic() >= deadline
         try:
             # One that has not come back is not asked again: it may be stuck for good.
             if question is None or question.done.is_set():
                 question = _Question(_store_endpoint(environ), key, proposal)
-                question.done.wait(_STORE_TIMEOUT)
+            question.done.wait(_LAST_LOOK if last else _POLL)
             return RunIdentity(question.answer(), "store")
         except _NotYet as problem:
-            if stop.is_set() or time.monotonic() >= deadline:
+            if last:
                 raise _unknown(str(problem)) from None
         stop.wait(_POLL)
 
@@ -311,9 +314,13 @@ class _Question:
         self._problem = "does not answer as a store"
         self.done = threading.Event()
         _open_questions.add(self)
-        if _exiting.is_set():  # looked at after the question is in the open, where `_settle` sees it
-            raise _NotYet("the interpreter is exiting")
-        threading.Thread(target=self._run, name="otel-tracking-store", daemon=True).start()
+        try:
+            if _exiting.is_set():  # looked at once the question is in the open, where `_settle` sees it
+                raise RuntimeError("the interpreter is exiting")
+            threading.Thread(target=self._run, name="otel-tracking-store", daemon=True).start()
+        except RuntimeError as error:  # Python starts no thread at exit either
+            self._close()
+            raise _NotYet(str(error)) from None
 
     def answer(self) -> str:
         if self._answer is None:
@@ -326,8 +333,11 @@ class _Question:
         except Exception as error:  # noqa: BLE001  of c10d's, which documents none; told in the end
             self._problem = f"can't be asked ({str(error)[:200]})"
         finally:
-            _open_questions.discard(self)
-            self.done.set()
+            self._close()
+
+    def _close(self) -> None:
+        _open_questions.discard(self)
+        self.done.set()
 
     def _ask(self) -> str:
         # torch's client prints stack traces while nobody listens, so that is tried first.
@@ -357,5 +367,6 @@ def _settle() -> None:
         question.done.wait(_EXIT_TIMEOUT)
 
 
-# The threads that would close them are not in the child.
-os.register_at_fork(after_in_child=_open_questions.clear)
+if sys.platform != "win32":
+    # The threads that would close them are not in the child.
+    os.register_at_fork(after_in_child=_open_questions.clear)

@@ -99,7 +99,8 @@ class TrackingInstrument:
                     except ValueError as error:
                         if not full(error):
                             raise
-                        series.journal.overflow(data)
+                        if not series.journal.overflow(data):  # the run has ended; maybe a next one began
+                            self._record_any(amount, attributes, context)
                     return None
         return self._record_any(amount, attributes, context)
 

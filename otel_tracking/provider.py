@@ -70,7 +70,6 @@ class TrackingMeterProvider(MeterProvider):
         self._observables: list[TrackingObservable] = []
         self._lock = threading.RLock()
         self._sampler: threading.Thread | None = None
-        self._stop = threading.Event()
 
     def get_meter(
         self,
@@ -133,7 +132,8 @@ class TrackingMeterProvider(MeterProvider):
             self.downstream.pass_on(instrument, amount, attributes)
 
     def _sample(self) -> None:
-        while not self._stop.wait(self._sample_interval):
+        pause = threading.Event()
+        while not pause.wait(self._sample_interval):
             self.sample()
 
     def sample(self) -> None:
@@ -141,11 +141,12 @@ class TrackingMeterProvider(MeterProvider):
         for observable in list(self._observables):
             observable.observe(CallbackOptions(self._sample_interval * 1000))
 
-    def stop_sampling(self) -> None:
-        """Ask the observables a last time, and no more."""
-        if self._sampler is not None and not self._stop.is_set():
-            self._stop.set()
+    def before_end(self) -> None:
+        """The run ends: ask the observables once more, and give the SDK provider what it has not got."""
+        if self._observables:
             self.sample()
+        if self.downstream is not None:
+            self.downstream.forward()
 
     def __getattr__(self, name: str) -> Any:
         """What this provider does not have is the attached SDK provider's (`force_flush`, `shutdown`)."""

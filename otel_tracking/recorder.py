@@ -6,8 +6,10 @@ journal at its first record, from the `opener` it was given.
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
+import shutil
 import struct
 import threading
 import time
@@ -21,6 +23,7 @@ from typing import Any, Final, Protocol
 from otel_tracking.errors import JournalError
 from otel_tracking.journal.entries import entry_bytes
 from otel_tracking.journal.format import RecordType, crc32c, pack_head, pack_point
+from otel_tracking.journal.reader import read_records
 from otel_tracking.journal.writer import JournalWriter
 from otel_tracking.records import Kind, RunStatus
 from otel_tracking.registry import RowShape, SeriesHandle, SeriesRegistry
@@ -62,6 +65,7 @@ class Recorder:
         self._opening = threading.RLock()
         self._muted: str | None = None
         self._quiet = False
+        self._moving = False
         self._caches: weakref.WeakSet[Cache] = weakref.WeakSet()
         self._rows: dict[tuple[object, ...], tuple[RowShape, None] | tuple[None, SeriesHandle]] = {}
         self._warned: set[str] = set()
@@ -85,6 +89,43 @@ class Recorder:
         self.journal = journal
         self._muted = None
         self.registry = SeriesRegistry(journal)
+
+    def move(self, directory: Path, *, rank: int = 0) -> None:
+        """Give the open journal its place. The writing goes on meanwhile.
+
+        If a journal of an earlier process lies there, this one's records are appended to it.
+
+        Raises:
+            JournalLocked, UnsupportedJournal, OSError: As `JournalWriter`.
+        """
+        journal = self.journal
+        assert journal is not None
+        directory.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            journal.rename(directory)
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
+            with self._opening:  # `opened` waits here
+                self._moving = True
+                try:
+                    self._append_to(directory, journal, rank)
+                finally:
+                    self._moving = False
+
+    def _append_to(self, directory: Path, old: JournalWriter, rank: int) -> None:
+        new = JournalWriter(directory, rank=rank)
+        self.registry = None
+        self._forget()
+        old.close()
+        # Definitions travel along: ids are taken anew from here on, by readers and by the registry.
+        for data in read_records(old.path):
+            new.append(data)
+        shutil.rmtree(old.path, ignore_errors=True)
+        for reason, count in old.lost.items():
+            new.lost[reason] += count
+        self.journal = new
+        self.registry = SeriesRegistry(new)
 
     def mute(self, reason: str, *, quiet: bool = False) -> None:
         """Record nothing any more; what comes is counted under the reason, unless `quiet`."""
@@ -118,6 +159,9 @@ class Recorder:
         """The registry, opening the journal at the first record; None when nothing is recorded."""
         if self.registry is not None:
             return self.registry
+        if self._moving:
+            with self._opening:
+                return self.registry
         if self._muted is None and self.opener is not None:
             with self._opening:
                 if self.registry is None and self._muted is None:
@@ -244,7 +288,7 @@ class Recorder:
         except ValueError as error:
             if not full(error):
                 raise
-            journal.overflow(data)
+            return journal.overflow(data)
         return True
 
     def _log(self, values: Mapping[str, Any], step: object, options: Mapping[str, Any] | None) -> None:
@@ -259,7 +303,7 @@ class Recorder:
             self.refuse(f"a row with step={step!r:.80}", "a step is an integer of 64 bits")
             return
         now = _time_ns()
-        parts: list[bytes] = []
+        texts: list[bytes] = []
         columns: list[tuple[SeriesHandle, float]] = []
         for name, group, value in flatten(values):
             if isinstance(value, Number):
@@ -267,18 +311,22 @@ class Recorder:
                 columns.append((registry.series(name=name, kind=Kind.GAUGE, group=group), value.value))
             elif isinstance(value, str):
                 text = {"tag": name, "text": value, "options": _jsonable(options)}
-                parts.append(entry_bytes(RecordType.TEXT, text, step=number or 0, time_ns=now))
+                texts.append(entry_bytes(RecordType.TEXT, text, step=number or 0, time_ns=now))
             else:
                 self.refuse(repr(name), value.reason)
         journal = registry.journal
         if columns:
-            head = entry_bytes(RecordType.OPTIONS, _jsonable(options), time_ns=now) if options else b""
             for start in range(0, len(columns), MAX_ROW):
-                journal.append(head + self._row_bytes(registry, columns[start : start + MAX_ROW], number, now))
+                part = columns[start : start + MAX_ROW]
+                head = b""
+                if options:
+                    content = {"options": _jsonable(options), "points": len(part)}
+                    head = entry_bytes(RecordType.OPTIONS, content, time_ns=now)
+                journal.append(head + self._row_bytes(registry, part, number, now))
             if all(isinstance(value, float) for value in values.values()):
                 self._remember(registry, tuple(values), columns)
-        for part in parts:
-            journal.append(part)
+        for text_bytes in texts:
+            journal.append(text_bytes)
 
     def _row_bytes(
         self,
@@ -370,6 +418,7 @@ _RECORDERS: weakref.WeakSet[Recorder] = weakref.WeakSet()
 def _after_fork_in_child() -> None:
     for recorder in list(_RECORDERS):
         recorder.mute("recorded in a forked child", quiet=True)
+        recorder.journal = None
         recorder._opening = threading.RLock()
 
 

@@ -228,6 +228,8 @@ class TrackerReceipt:
     """Of the delivered: how many the tracker can't store exactly, by reason."""
     dropped: Mapping[str, int]
     """Refused for good, by reason."""
+    not_stored: Mapping[str, int]
+    """Texts and configs refused for good, by reason; they are no points."""
     errors: Mapping[str, int]
     """What the tracker raised, and how often; nothing is lost by it while it is pending."""
     renamed: Mapping[str, str]
@@ -260,6 +262,11 @@ class Receipt:
                 f"  {t.tracker:<12} delivered {t.delivered:,}  pending {t.pending:,}"
                 f"  dropped {sum(t.dropped.values()):,}  altered {sum(t.altered.values()):,}  [{t.state}]"
             )
-            for what, reasons in (("dropped", t.dropped), ("altered", t.altered), ("error", t.errors)):
+            for what, reasons in (
+                ("dropped", t.dropped),
+                ("altered", t.altered),
+                ("not stored", t.not_stored),
+                ("error", t.errors),
+            ):
                 lines += [f"    {what}: {n:,} x {why}" for why, n in sorted(reasons.items())]
         return "\n".join(lines)

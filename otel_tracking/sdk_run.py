@@ -19,7 +19,10 @@ from queue import SimpleQueue
 from typing import Any, NamedTuple
 
 import numpy as np
+from opentelemetry import metrics, trace
+from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.trace import TracerProvider
 
 from otel_tracking.names import NameRule
 from otel_tracking.records import AttributeValue, Batch, Rank, RunInfo, RunStatus, Series
@@ -69,7 +72,8 @@ class SharedRun:
         self._resource = Resource.get_empty()
         self._backlog: deque[Point] = deque()
         self._position = 0
-        self._closed = False
+        self._unconfirmed = False
+        self.closed = False
         self._warned: set[str] = set()
         self._pid = os.getpid()
         self._jobs: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
@@ -87,7 +91,7 @@ class SharedRun:
             return True  # A forked child's SDK exports the parent's points again; the parent has them.
         if threading.current_thread() is self._thread:
             return True  # What the tracker's own package records while it writes would come back for ever.
-        if self._closed:
+        if self.closed:
             self.warn("the exporter has been shut down; what is exported now is lost")
             return False
         if self._jobs.qsize() >= _WAITING_JOBS:
@@ -132,16 +136,20 @@ class SharedRun:
             for _ in part:
                 self._backlog.popleft()
             self._position += len(part)
+            self._unconfirmed = True
             for reason, number in written.rejected.items():
                 self.warn(f"{number:,} points were refused, and later ones will be: {reason}", key=reason)
             for reason, number in written.altered.items():
                 _log.debug("exporter to %s: %d points altered: %s", self._class.name, number, reason)
-        self._tracker.confirm(flush=True)
+        if self._unconfirmed:
+            self._tracker.confirm(flush=True)
+            self._unconfirmed = False
         return True
 
     def finish(self) -> bool:
         """Write what is waiting and close the run. In the run's thread, which ends after it."""
-        self._closed = True
+        self.closed = True
+        atexit.unregister(self._end)
         try:
             self.flush()
         finally:
@@ -206,7 +214,19 @@ class SharedRun:
                 resource=attributes,
             )
         )
+        if tracker.closes_at_exit:
+            atexit.register(self._end)
         return tracker
+
+    def _end(self) -> None:
+        """At exit, before the tracker's package closes the run: have the SDK hand out what it still holds.
+
+        Its own exit handlers come later. A provider that is not the global one can't be reached.
+        """
+        for provider in (metrics.get_meter_provider(), trace.get_tracer_provider()):
+            if isinstance(provider, MeterProvider | TracerProvider):
+                provider.force_flush()
+        self.call(self.finish, _EXIT_SECONDS)
 
 
 _runs: dict[Hashable, SharedRun] = {}
@@ -241,7 +261,8 @@ def leave(exporter: object, run: SharedRun, seconds: float) -> None:
         if last:
             for key in [key for key, other in _runs.items() if other is run]:
                 del _runs[key]
-    run.call(run.finish if last else run.flush, seconds)
+    if not run.closed:
+        run.call(run.finish if last else run.flush, seconds)
 
 
 def attribute_values(attributes: Mapping[str, Any] | None) -> dict[str, AttributeValue]:
@@ -273,7 +294,8 @@ def _rank(attributes: Mapping[str, AttributeValue]) -> Rank:
 
 def _finish_all() -> None:
     for run in list(_runs.values()):
-        run.call(run.finish, _EXIT_SECONDS)
+        if not run.closed:
+            run.call(run.finish, _EXIT_SECONDS)
 
 
 def _forget() -> None:

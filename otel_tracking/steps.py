@@ -97,11 +97,11 @@ def enter_span(span: Span, parent: Span) -> None:
         _parents[span] = parent
 
 
-def span_step(span: Span) -> int | None:
+def span_step(span: Any) -> int | None:
     """The step of the nearest span, from this one upward, whose `training.step` is an integer."""
-    at: Span | None = span
+    at = span
     while at is not None:
-        attributes: Any = getattr(at, "attributes", None)  # the SDK's spans have them, the API's don't
+        attributes = getattr(at, "attributes", None)  # the SDK's spans have them, the API's don't
         number = as_step(attributes.get(STEP_ATTRIBUTE)) if attributes else None
         if number is not None:
             return number

@@ -50,6 +50,9 @@ class Tracker(abc.ABC):
     names: ClassVar[NameRule] = NameRule()
     """Which tags are legal; the default takes all."""
     pacing: ClassVar[Pacing] = Pacing()
+    closes_at_exit: ClassVar[bool] = False
+    """Whether the tracker's package closes runs in an exit handler of its own, registered in `start`:
+    what is delivered at exit has to be delivered by a handler registered after that."""
 
     @abc.abstractmethod
     def start(self, run: RunInfo) -> int:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import math
+import numbers
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -143,11 +144,12 @@ def _scalar(value: Any) -> Number | Refused:
         number = float(value)
     except OverflowError:
         return Refused(f"{_type_name(value)} too large for a double")
-    if math.isnan(number):
+    comparable = isinstance(value, numbers.Number)
+    if math.isnan(number) or not comparable:
         return Number(number)
-    if math.isinf(number) and value != number:
-        return Refused(f"{_type_name(value)} too large for a double")
     exact = bool(value == number)
+    if math.isinf(number) and not exact:
+        return Refused(f"{_type_name(value)} too large for a double")
     return Number(number, isinstance(value, int), "" if exact else f"{_type_name(value)} rounded to a double")
 
 

@@ -6,12 +6,13 @@ A reader never maps: a file cut short under a map is a SIGBUS, `pread` just retu
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from otel_tracking.errors import UnsupportedJournal
-from otel_tracking.journal.format import HEADER_SLOTS, SLOT, Header, position, segment_name
+from otel_tracking.journal.format import HEADER_SLOTS, PADDING, POINT, ROW, SLOT, Header, position, segment_name
 from otel_tracking.journal.recovery import segments
 from otel_tracking.journal.scan import Run, Words, scan, words_of
 
@@ -120,3 +121,37 @@ class JournalReader:
         first = position(self._index, self._slot)
         self._slot += stop
         return Block(data, words_of(data), runs, first, first + stop)
+
+
+def read_records(directory: Path) -> Iterator[bytes]:
+    """The records of a journal as bytes, padding left out, in pieces that hold whole records."""
+    reader = JournalReader(directory)
+    try:
+        while (block := reader.read()) is not None:
+            for run in block.runs:
+                if run.kind != PADDING:
+                    yield block.data[run.start * SLOT : run.stop * SLOT]
+    finally:
+        reader.close()
+
+
+class PointCounter:
+    """Counts the points of a journal, again and again, reading only what is new."""
+
+    def __init__(self, directory: Path | int) -> None:
+        self._reader: Final = JournalReader(directory)
+        self._count = 0
+
+    def count(self) -> int:
+        """Points recorded until now."""
+        while (block := self._reader.read()) is not None:
+            for run in block.runs:
+                if run.kind == POINT:
+                    self._count += run.stop - run.start
+                elif run.kind == ROW:
+                    self._count += (run.stop - run.start) // run.stride * (run.payload // 8)
+        return self._count
+
+    def close(self) -> None:
+        """Give up the journal's descriptors."""
+        self._reader.close()

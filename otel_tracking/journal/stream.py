@@ -57,11 +57,11 @@ class Points:
 
     def automatic(self) -> npt.NDArray[np.bool_]:
         """(n,) whether the step is a count that no one gave."""
-        return np.not_equal(self.flags & FLAG_AUTOMATIC_STEP, 0)
+        return (self.flags & FLAG_AUTOMATIC_STEP).astype(np.bool_)
 
     def integers(self) -> npt.NDArray[np.bool_]:
         """(n,) whether the value was an int."""
-        return np.not_equal(self.flags & FLAG_INTEGER, 0)
+        return (self.flags & FLAG_INTEGER).astype(np.bool_)
 
 
 class RecordStream:

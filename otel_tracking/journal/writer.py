@@ -99,6 +99,20 @@ class JournalWriter:
         return lock
 
     @property
+    def path(self) -> Path:
+        """The journal's directory."""
+        return self._path
+
+    def rename(self, path: Path) -> None:
+        """Move the directory, on the same file system; the writing goes on meanwhile.
+
+        Raises:
+            OSError: There is something at `path` already, or it can't be moved.
+        """
+        self._path.rename(path)
+        self._path = path
+
+    @property
     def descriptor(self) -> int:
         """The journal directory's descriptor: still right after the directory was renamed."""
         return self._directory
@@ -133,7 +147,8 @@ class JournalWriter:
         reserved.
 
         Returns:
-            Whether the data is in the journal; what is not is counted in `lost`.
+            False if the journal is closed; the caller decides where the measurement goes instead.
+            True otherwise: the data is in the journal, or counted in `lost`.
         """
         while True:
             try:
@@ -142,20 +157,19 @@ class JournalWriter:
             except ValueError:
                 pass
             if self._closed:
-                self.lost["recorded after the run had ended"] += 1
                 return False
             if len(data) > (SEGMENT_SLOTS - 2) * SLOT:
                 self.lost["larger than a journal segment"] += 1
-                return False
+                return True
             if self._failed_at and time.monotonic() - self._failed_at < _RETRY_PAUSE:
                 self.lost["no space for the journal"] += 1
-                return False
+                return True
             old = self._segment
             try:
                 new = self._reserve.successor(old, _ROTATION_TIMEOUT)
             except OSError as error:
                 self._full(error)
-                return False
+                return True
             self._failed_at = 0.0
             # From here to the end nothing fails; done twice, by a handler or a thread, it ends the same.
             old.seal()

@@ -1,0 +1,68 @@
+"""How far a tracker has come with a journal, on disk beside it."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from otel_tracking.errors import UnsupportedJournal
+
+
+@dataclass(slots=True)
+class Cursor:
+    """What one follower knows between two starts. JSON values only."""
+
+    tracker: str
+    run: dict[str, Any] = field(default_factory=dict)
+    """What `RunInfo` is made of again, by a process that did not begin the run."""
+    position: int = 0
+    """Everything at or before it is stored in the tracker."""
+    delivered: int = 0
+    altered: dict[str, int] = field(default_factory=dict)
+    dropped: dict[str, int] = field(default_factory=dict)
+    not_stored: dict[str, int] = field(default_factory=dict)
+    """Texts and configs that the tracker refused for good, by reason."""
+    state: Mapping[str, Any] = field(default_factory=dict)
+    """The tracker's own."""
+    finished: str = ""
+    """The status with which the run was closed in the tracker."""
+
+    def save(self, path: Path) -> None:
+        """Write, so that a reader or a restart sees the old file or the new one."""
+        draft = path.with_name(f"{path.name}.{os.getpid()}.draft")
+        draft.write_text(json.dumps({"version": 1, **asdict(self)}, indent=1), encoding="utf-8")
+        draft.replace(path)
+
+    @classmethod
+    def load(cls, path: Path) -> Cursor | None:
+        """Read; None if there is none.
+
+        Raises:
+            UnsupportedJournal: The file is damaged, or of another version.
+        """
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return None
+        except ValueError as error:
+            raise UnsupportedJournal(f"{path}: {error}; remove the file to deliver the run again") from None
+        if not isinstance(content, dict) or content.pop("version", None) != 1:
+            raise UnsupportedJournal(f"{path} is of another version; this release reads version 1")
+        try:
+            return cls(**content)
+        except TypeError as error:
+            raise UnsupportedJournal(f"{path}: {error}") from None
+
+
+def cursor_path(run_directory: Path, rank: int, tracker: str) -> Path:
+    """Where the cursor of a rank's tracker lies."""
+    return run_directory / "cursors" / f"rank-{rank:05d}-{tracker}.json"
+
+
+def journal_path(run_directory: Path, rank: int) -> Path:
+    """Where the journal of a rank lies."""
+    return run_directory / "journal" / f"rank-{rank:05d}"

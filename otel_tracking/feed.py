@@ -1,0 +1,126 @@
+"""A journal cut into what trackers take: batches, texts, configs, each after a cursor."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from otel_tracking.journal.entries import Entry
+from otel_tracking.journal.format import RecordType
+from otel_tracking.journal.stream import Points, RecordStream
+from otel_tracking.records import Batch, Config, RunStatus, Series, Text
+
+Item: TypeAlias = Batch | Text | Config
+
+
+class Feed:
+    """What one tracker is to get next.
+
+    Attributes:
+        position: Everything before this has been read, and maybe not yet taken.
+        skipped: Points at or before the cursor.
+        status: How the run ended, once its last record has been read.
+    """
+
+    def __init__(self, directory: Path | int, *, tracker: str, max_points: int) -> None:
+        self._stream = RecordStream(directory)
+        self._tracker = tracker
+        self._max_points = max_points
+        self._after = 0
+        self._items: deque[Item] = deque()
+        self._options: dict[str, Any] = {}
+        self._option_points = 0
+        self.skipped = 0
+        self.status = RunStatus.RUNNING
+        self.position = 0
+
+    def start_after(self, position: int) -> None:
+        """Leave out what lies at or before a position. Before the first `peek`."""
+        self._after = position
+
+    @property
+    def series(self) -> Sequence[Series]:
+        """Every series seen so far."""
+        return self._stream.series
+
+    @property
+    def idle(self) -> bool:
+        """Whether all that was read has been taken."""
+        return not self._items
+
+    def peek(self) -> Item | None:
+        """The next item, without taking it; None when the journal holds no more yet."""
+        while not self._items:
+            items = self._stream.read()
+            if items is None:
+                return None
+            for item in items:
+                if isinstance(item, Points):
+                    self._add_points(item)
+                else:
+                    self._add_entry(item)
+            self.position = self._stream.position  # last, so that `idle` is right when it is seen
+        return self._items[0]
+
+    def take(self) -> None:
+        """The item that `peek` gave is done with."""
+        self._items.popleft()
+
+    def close(self) -> None:
+        """Give up the journal's descriptors."""
+        self._stream.close()
+
+    def _add_points(self, points: Points) -> None:
+        first = int(np.searchsorted(points.positions, self._after, side="right"))
+        self.skipped += first
+        options: dict[int, Mapping[str, Any]] = {}
+        if self._option_points:
+            options = dict.fromkeys(points.positions[: self._option_points].tolist(), self._options)
+            self._option_points = 0
+        present = np.flatnonzero(np.bincount(points.index, minlength=len(self.series)))
+        place = np.zeros(len(self.series), dtype=np.int32)
+        place[present] = np.arange(len(present), dtype=np.int32)
+        batch = Batch(
+            [self.series[i] for i in present.tolist()],
+            place[points.index],
+            points.steps,
+            points.times,
+            points.values,
+            points.positions,
+            options,
+        )
+        while first < len(batch):
+            stop = self._row_border(batch, first, first + self._max_points)
+            self._items.append(batch[first:stop])
+            first = stop
+
+    @staticmethod
+    def _row_border(batch: Batch, start: int, stop: int) -> int:
+        """Where to cut so that no row is cut in two."""
+        if stop >= len(batch):
+            return len(batch)
+        row = batch.positions[stop]
+        begin = int(np.searchsorted(batch.positions, row, side="left"))
+        return begin if begin > start else int(np.searchsorted(batch.positions, row, side="right"))
+
+    def _add_entry(self, entry: Entry) -> None:
+        if entry.type == RecordType.END:
+            self.status = RunStatus(entry.content["status"])
+        elif entry.type == RecordType.START:
+            self.status = RunStatus.RUNNING
+        elif entry.type == RecordType.OPTIONS:
+            self._options = entry.content["options"].get(self._tracker, {})
+            self._option_points = entry.content["points"] if self._options else 0
+        elif entry.position > self._after:
+            if entry.type == RecordType.TEXT:
+                options = entry.content["options"].get(self._tracker, {})
+                content = entry.content
+                self._items.append(
+                    Text(content["tag"], content["text"], entry.step, entry.time, entry.position, options)
+                )
+            elif entry.type == RecordType.CONFIG:
+                self._items.append(Config(entry.content["config"], entry.time, entry.position))

@@ -1,0 +1,133 @@
+"""A run's points, read back."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from otel_tracking.errors import ConfigurationError
+from otel_tracking.journal.stream import Points, RecordStream
+from otel_tracking.records import AttributeValue, Float64Array, Int64Array, Series
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+@dataclass(frozen=True, slots=True)
+class RunData:
+    """The points of a run in recorded order, rank after rank, in columns of one length n."""
+
+    series: list[Series]
+    """The series; `index` points into it."""
+    index: npt.NDArray[np.int32]
+    """(n,) the series of each point."""
+    steps: Int64Array
+    """(n,)"""
+    times: Int64Array
+    """(n,) nanoseconds since the epoch."""
+    values: Float64Array
+    """(n,) counters as running totals, as trackers get them."""
+    ranks: Int64Array
+    """(n,) which rank recorded it."""
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def columns(self) -> dict[str, npt.NDArray[Any]]:
+        """`name, tag, attributes, step, time_ns, value, rank`, each (n,)."""
+        return {
+            "name": _objects([s.name for s in self.series])[self.index],
+            "tag": _objects([s.tag for s in self.series])[self.index],
+            "attributes": _objects([dict(s.attributes) for s in self.series])[self.index],
+            "step": self.steps,
+            "time_ns": self.times,
+            "value": self.values,
+            "rank": self.ranks,
+        }
+
+    def of(self, name: str, attributes: Mapping[str, AttributeValue] | None = None) -> RunData:
+        """The points of the series of that instrument's name or tag, and attributes if given."""
+        wanted = [
+            i
+            for i, s in enumerate(self.series)
+            if name in (s.name, s.tag) and (attributes is None or dict(s.attributes) == dict(attributes))
+        ]
+        mask = np.isin(self.index, wanted)
+        return RunData(
+            self.series, self.index[mask], self.steps[mask], self.times[mask], self.values[mask], self.ranks[mask]
+        )
+
+    def to_pandas(self) -> pd.DataFrame:
+        """The columns as a DataFrame; needs pandas (`pip install 'otel-tracking[pandas]'`)."""
+        import pandas as pd
+
+        return pd.DataFrame(self.columns())
+
+
+def read_run(path: str | os.PathLike[str]) -> RunData:
+    """Read every point of a run, also while it is being recorded.
+
+    Args:
+        path: The run's directory, its `journal` directory, or one rank's journal.
+
+    Raises:
+        ConfigurationError: There is no journal.
+        UnsupportedJournal: A journal is of another version.
+    """
+    table: list[Series] = []
+    parts: list[tuple[npt.NDArray[np.int32], Points, int]] = []
+    for rank, directory in journals(Path(path)):
+        stream = RecordStream(directory)
+        offset = len(table)
+        try:
+            while (items := stream.read()) is not None:
+                for item in items:
+                    if isinstance(item, Points):
+                        parts.append((item.index + np.int32(offset), item, rank))
+        finally:
+            stream.close()
+        table += stream.series
+    return RunData(
+        table,
+        _joined([index for index, _, _ in parts], np.int32),
+        _joined([points.steps for _, points, _ in parts], np.int64),
+        _joined([points.times for _, points, _ in parts], np.int64),
+        _joined([points.values for _, points, _ in parts], np.float64),
+        _joined([np.full(len(points), rank, np.int64) for _, points, rank in parts], np.int64),
+    )
+
+
+def journals(path: Path) -> list[tuple[int, Path]]:
+    """The journals of a run, by rank.
+
+    Raises:
+        ConfigurationError: There is none.
+    """
+    for candidate in (path, path / "journal"):
+        if any(candidate.glob("*.segment")):
+            return [(_rank_of(candidate), candidate)]
+        ranks = sorted(p for p in candidate.glob("rank-*") if any(p.glob("*.segment")))
+        if ranks:
+            return [(_rank_of(p), p) for p in ranks]
+    raise ConfigurationError(f"{path} holds no journal; give a run's directory, <project_dir>/<project>/<run_id>")
+
+
+def _rank_of(path: Path) -> int:
+    _, _, number = path.name.partition("-")
+    return int(number) if number.isdigit() else 0
+
+
+def _objects(values: list[Any]) -> npt.NDArray[np.object_]:
+    array = np.empty(len(values), dtype=object)
+    array[:] = values
+    return array
+
+
+def _joined(parts: list[Any], dtype: Any) -> Any:
+    return np.concatenate(parts) if parts else np.empty(0, dtype)

@@ -1,0 +1,119 @@
+"""Every setting that comes from the environment, in one table. Read when it is needed."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final, Generic, TypeVar
+
+_LOG: Final = logging.getLogger(__name__)
+_T = TypeVar("_T")
+_warned: Final[set[str]] = set()
+
+
+@dataclass(frozen=True)  # with slots, `Setting[str](...)` fails on 3.11
+class Setting(Generic[_T]):
+    """One environment variable. Empty is unset; an invalid value warns once and is the default."""
+
+    variable: str
+    default: _T
+    parse: Callable[[str], _T]
+    meaning: str
+
+    def get(self) -> _T:
+        """Its value now."""
+        text = os.environ.get(self.variable, "").strip()
+        if not text:
+            return self.default
+        try:
+            return self.parse(text)
+        except ValueError as error:
+            if self.variable not in _warned:
+                _warned.add(self.variable)
+                _LOG.warning("%s=%.80r is ignored: %s", self.variable, text, error)
+            return self.default
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(name.strip() for name in text.split(",") if name.strip())
+
+
+def _positive(text: str) -> float:
+    number = float(text)
+    if not number > 0:
+        raise ValueError("a number above 0 is needed")
+    return number
+
+
+def _fraction(text: str) -> float:
+    number = float(text)
+    if not 0 < number <= 1:
+        raise ValueError("a number above 0 and up to 1 is needed")
+    return number
+
+
+def _delivery(text: str) -> str:
+    if text not in ("thread", "off"):
+        raise ValueError("known are: thread, off")
+    return text
+
+
+def _flag(text: str) -> bool:
+    return text.lower() == "true"  # as OpenTelemetry has it: nothing else is true
+
+
+LOG_WITH: Final = Setting[tuple[str, ...]](
+    "OTEL_TRACKING_LOG_WITH", (), _names, "trackers, comma-separated, or `all`"
+)
+PROJECT_DIR: Final = Setting[str](
+    "OTEL_TRACKING_PROJECT_DIR", "", str, "directory of all projects' runs; `./outputs` if unset"
+)
+PROJECT: Final = Setting[str](
+    "OTEL_TRACKING_PROJECT", "", str, "project; OTEL_SERVICE_NAME, then `default`, if unset"
+)
+RUN_ID: Final = Setting[str]("OTEL_TRACKING_RUN_ID", "", str, "identity of the run; a run that exists is resumed")
+RUN_NAME: Final = Setting[str]("OTEL_TRACKING_RUN_NAME", "", str, "the run's name for people; its id if unset")
+RANKS: Final = Setting[str](
+    "OTEL_TRACKING_RANKS", "", str, "`main`, `local_main`, `all`, `0,3`, or by tracker `wandb=all,*=main`"
+)
+METERS: Final = Setting[tuple[str, ...]](
+    "OTEL_TRACKING_METERS", (), _names, "patterns of meter names that are recorded; `!` excludes"
+)
+DELIVERY: Final = Setting[str](
+    "OTEL_TRACKING_DELIVERY", "thread", _delivery, "`thread`, or `off`: only the journal is written"
+)
+BUDGET: Final = Setting[float](
+    "OTEL_TRACKING_BUDGET", 0.05, _fraction, "CPU seconds a second that delivery threads may take together"
+)
+END_TIMEOUT: Final = Setting[float](
+    "OTEL_TRACKING_END_TIMEOUT", 120.0, _positive, "seconds that the end of a run waits for delivery"
+)
+SDK_DISABLED: Final = Setting[bool]("OTEL_SDK_DISABLED", False, _flag, "OpenTelemetry's own switch: record nothing")
+SERVICE_NAME: Final = Setting[str]("OTEL_SERVICE_NAME", "", str, "OpenTelemetry's own; the project if none is set")
+
+ALL: Final[tuple[Setting[tuple[str, ...]] | Setting[str] | Setting[float] | Setting[bool], ...]] = (
+    LOG_WITH,
+    PROJECT_DIR,
+    PROJECT,
+    RUN_ID,
+    RUN_NAME,
+    RANKS,
+    METERS,
+    DELIVERY,
+    BUDGET,
+    END_TIMEOUT,
+    SDK_DISABLED,
+    SERVICE_NAME,
+)
+
+
+def project() -> str:
+    """The project that the environment names."""
+    return PROJECT.get() or SERVICE_NAME.get() or "default"
+
+
+def project_dir() -> str:
+    """The directory that the environment names, or the default."""
+    return PROJECT_DIR.get() or "outputs"

@@ -1,0 +1,341 @@
+"""The facade, in the words of Accelerate's tracking."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Final
+
+from otel_tracking import discovery, settings
+from otel_tracking.config import to_jsonable
+from otel_tracking.errors import ConfigurationError, LoggingDirectoryRequired, NotStarted
+from otel_tracking.journal.format import RecordType
+from otel_tracking.process import process
+from otel_tracking.ranks import Policy, RankPolicies, detect, parse
+from otel_tracking.records import Rank, Receipt, RunStatus
+from otel_tracking.session import RunRequest, RunSession
+from otel_tracking.tracker import Tracker
+
+_LOG: Final = logging.getLogger(__name__)
+_START_TIMEOUT: Final = 120.0
+
+LogWith = str | type[Tracker] | Tracker
+
+
+class Tracking:
+    """Records a run and carries it into trackers.
+
+    ::
+
+        tracking = Tracking(log_with=["tensorboard", "mlflow"], project_dir="outputs")
+        tracking.init_trackers("bert", config={"lr": 1e-4})
+        tracking.log({"train/loss": loss}, step=step)
+        tracking.end_training()
+
+    Also a context manager, which ends the run. Everything recorded through OpenTelemetry's API in
+    this process goes into the same run.
+
+    Args:
+        log_with: A tracker's name, a `Tracker` subclass or instance, several of these, or `"all"`
+            for every tracker that is installed. Default: OTEL_TRACKING_LOG_WITH.
+        project_dir: Directory of all runs. Default: OTEL_TRACKING_PROJECT_DIR, else `./outputs`.
+        logging_dir: Where trackers that keep one store for many runs put it. Default: `project_dir`.
+        ranks: Which ranks record: `"main"`, `"local_main"`, `"all"`, rank numbers, or one of these by
+            tracker, `{"wandb": "all", "*": "main"}`. Default: OTEL_TRACKING_RANKS, else `"main"`.
+        delivery: `"thread"`, or `"off"`: only the journal is written. Default: OTEL_TRACKING_DELIVERY.
+        run_id: The run's identity; one that exists is resumed. Default: OTEL_TRACKING_RUN_ID, else the
+            launcher's, else a new one.
+        run_name: The run's name for people. Default: OTEL_TRACKING_RUN_NAME, else the run id.
+        meters: Patterns of meter names that are recorded; `!` excludes. Default: all but
+            OpenTelemetry's own instrumentations.
+        budget: CPU seconds a second that all delivery threads may take. Default: OTEL_TRACKING_BUDGET.
+
+    Raises:
+        UnknownTracker: A name is no tracker's.
+        TrackerNotInstalled: A tracker named in code lacks its package.
+        LoggingDirectoryRequired: A tracker needs a directory and none is given.
+        ConfigurationError: Another argument is wrong.
+    """
+
+    def __init__(
+        self,
+        log_with: LogWith | Sequence[LogWith] | None = None,
+        project_dir: str | os.PathLike[str] | None = None,
+        logging_dir: str | os.PathLike[str] | None = None,
+        *,
+        ranks: Policy | None = None,
+        delivery: str | None = None,
+        run_id: str | None = None,
+        run_name: str | None = None,
+        meters: Sequence[str] | None = None,
+        budget: float | None = None,
+    ) -> None:
+        self.rank: Rank = detect()
+        named = log_with if log_with is not None else settings.LOG_WITH.get()
+        self._trackers, self.left_out = _wanted(named)
+        directory = project_dir if project_dir is not None else settings.PROJECT_DIR.get() or None
+        for name, tracker in self._trackers.items():
+            if tracker.requires_logging_directory and directory is None and logging_dir is None:
+                if name in self.left_out or _is_all(named):
+                    self.left_out[name] = str(LoggingDirectoryRequired(name))
+                    continue
+                raise LoggingDirectoryRequired(name)
+        for name in self.left_out:
+            self._trackers.pop(name, None)
+        self._project_dir = Path(directory if directory is not None else logging_dir or "outputs").absolute()
+        self._logging_dir = None if logging_dir is None else Path(logging_dir).absolute()
+        known = {*discovery.known(), *self._trackers}
+        policy = ranks if ranks is not None else settings.RANKS.get() or None
+        self._policies: RankPolicies = parse(policy, known=known, world_size=self.rank.world_size)
+        self._delivery = _choice("delivery", delivery or settings.DELIVERY.get(), ("thread", "off"))
+        self._run_id = run_id
+        self._run_name = run_name or settings.RUN_NAME.get()
+        self._budget = settings.BUDGET.get() if budget is None else _fraction("budget", budget)
+        self._session: RunSession | None = None
+        self._begun = False
+        self._process = process()
+        if meters is not None:
+            self._process.provider.meters = tuple(meters)
+        self._process.install()
+        self._process.record_pending(self._request(settings.project(), {}))
+
+    # The tutorial's words
+
+    @property
+    def is_main_process(self) -> bool:
+        """Whether this is rank 0."""
+        return self.rank.is_main
+
+    def init_trackers(
+        self,
+        project_name: str,
+        config: Any = None,
+        init_kwargs: Mapping[str, Mapping[str, Any]] | None = None,
+    ) -> None:
+        """Begin a run; one that this process is recording is ended first.
+
+        Returns at once: trackers start on threads of their own.
+
+        Args:
+            project_name: What runs are collected under.
+            config: Hyperparameters: a mapping, dataclass or namespace, nested, of any values.
+            init_kwargs: By tracker: what its own start takes.
+
+        Raises:
+            ConfigurationError: `init_kwargs` names a tracker that is not used.
+            JournalLocked, OSError: The run's journal can't be written.
+        """
+        options = dict(init_kwargs or {})
+        for name in options:
+            if name not in self._trackers and name not in discovery.known():
+                raise ConfigurationError(
+                    f"init_kwargs[{name!r}] is for no tracker of this run: {', '.join(self._trackers) or 'none'}"
+                )
+        self._begun = True
+        self._session = self._process.begin(self._request(str(project_name), options))
+        if config is not None:
+            self.store_init_configuration(config)
+
+    def store_init_configuration(self, values: Any) -> None:
+        """Add hyperparameters; later keys win."""
+        self._process.recorder.entry(RecordType.CONFIG, {"config": to_jsonable(values)})
+
+    def log(
+        self,
+        values: Mapping[str, Any],
+        step: int | None = None,
+        log_kwargs: Mapping[str, Mapping[str, Any]] | None = None,
+    ) -> None:
+        """Record the values of one moment. They are in the journal when this returns.
+
+        Args:
+            values: Numbers (Python's, NumPy's, torch's), texts, and nested mappings of these.
+            step: Any integer, in any order. Default: `set_step` and the other sources of a step.
+            log_kwargs: By tracker: what its own call takes (`{"wandb": {"commit": False}}`).
+
+        Raises:
+            NotStarted: `init_trackers` has not been called.
+        """
+        if not self._begun:
+            raise NotStarted("call init_trackers(project_name) before log")
+        self._process.recorder.log(values, step=step, options=log_kwargs)
+
+    def log_text(self, values: Mapping[str, str], step: int | None = None) -> None:
+        """Record texts by name."""
+        self.log({name: str(text) for name, text in values.items()}, step=step)
+
+    def get_tracker(self, name: str, unwrap: bool = False) -> Any:
+        """A tracker's own object for this run, to use its own features.
+
+        Waits until the tracker has started.
+
+        Args:
+            name: As in `log_with`.
+            unwrap: The object of the tracker's SDK itself instead of one with Accelerate's words.
+
+        Returns:
+            On a rank that does not record for this tracker: an object every call of which does nothing.
+
+        Raises:
+            ConfigurationError: The tracker is not among `log_with`.
+            NotStarted: `init_trackers` has not been called, or the tracker could not be started.
+        """
+        if name not in self._trackers:
+            raise ConfigurationError(
+                f"{name!r} is no tracker of this run: {', '.join(self._trackers) or 'none'}. "
+                f"{self.left_out.get(name, '')}"
+            )
+        if not self._begun:
+            raise NotStarted("call init_trackers(project_name) before get_tracker")
+        session = self._session
+        if session is None or not self._policies.wants(name, self.rank):
+            return Blank()
+        session.ready.wait(_START_TIMEOUT)
+        follower = session.followers.get(name)
+        if follower is None:
+            raise NotStarted(f"{name!r} is not running: {session.left_out.get(name, 'delivery is off')}")
+        follower.started.wait(_START_TIMEOUT)
+        tracker = follower.tracker
+        if tracker is None:
+            errors = follower.receipt(int).errors
+            raise NotStarted(f"{name!r} has not started: {next(iter(errors), 'it is still starting')}")
+        return tracker.native if unwrap else tracker.handle
+
+    def flush(self, timeout: float = 30.0) -> bool:
+        """Wait until all that was recorded is stored in every tracker; False after `timeout` seconds."""
+        return self._session is None or self._session.flush(timeout)
+
+    def receipt(self) -> Receipt:
+        """What was recorded, and what became of it in each tracker.
+
+        Raises:
+            NotStarted: `init_trackers` has not been called.
+        """
+        if not self._begun:
+            raise NotStarted("call init_trackers(project_name) before receipt")
+        if self._session is None:
+            return Receipt("", 0, self._process.recorder.not_recorded(), {})
+        return self._session.receipt()
+
+    @property
+    def run_id(self) -> str:
+        """The run's identity; empty while the ranks are still agreeing on one."""
+        identity = self._session.identity if self._session else None
+        return identity.run_id if identity else ""
+
+    @property
+    def run_directory(self) -> Path | None:
+        """Where the run lies; None while it has no name yet, or records nothing on this rank."""
+        return self._session.directory if self._session else None
+
+    def end_training(self, timeout: float | None = None, status: str = "finished") -> None:
+        """Deliver what is left and close the run in every tracker.
+
+        Args:
+            timeout: Seconds, for all trackers together. What is not delivered by then stays in the
+                journal. Default: OTEL_TRACKING_END_TIMEOUT, 120.
+            status: `finished`, `failed` or `killed`.
+        """
+        self._process.end(RunStatus(_choice("status", status, ("finished", "failed", "killed"))), timeout)
+
+    def __enter__(self) -> Tracking:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.end_training(status="finished" if kind is None else "failed")
+
+    def _request(self, project: str, init_kwargs: Mapping[str, Mapping[str, Any]]) -> RunRequest:
+        trackers = dict(self._trackers)
+        return RunRequest(
+            project=project,
+            project_dir=self._project_dir,
+            load=lambda: trackers,
+            names=tuple(trackers),
+            logging_dir=self._logging_dir,
+            run_id=self._run_id,
+            run_name=self._run_name,
+            policies=self._policies,
+            init_kwargs=init_kwargs,
+            resource={"service.name": settings.SERVICE_NAME.get() or project},
+            budget=self._budget,
+            deliver=self._delivery == "thread",
+            ordinal=self._process.next_ordinal,
+        )
+
+
+class Blank:
+    """Stands for a tracker on ranks that don't record: every attribute and call is itself."""
+
+    def __getattr__(self, name: str) -> Blank:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return self
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Blank:
+        return self
+
+    def __enter__(self) -> Blank:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        return None
+
+    def __bool__(self) -> bool:
+        return False
+
+
+class _Maker:
+    """Makes trackers of one class; an instance that the user made serves once."""
+
+    def __init__(self, source: type[Tracker] | Tracker) -> None:
+        self._source = source
+        self.requires_logging_directory = source.requires_logging_directory
+
+    def __call__(self) -> Tracker:
+        return self._source() if isinstance(self._source, type) else self._source
+
+
+def _is_all(log_with: object) -> bool:
+    return log_with == discovery.ALL or (isinstance(log_with, list | tuple) and discovery.ALL in log_with)
+
+
+def _wanted(log_with: LogWith | Sequence[LogWith]) -> tuple[dict[str, _Maker], dict[str, str]]:
+    """The trackers by name, and what `all` leaves out."""
+    items: Sequence[LogWith]
+    if isinstance(log_with, str | type | Tracker):
+        items = [part.strip() for part in log_with.split(",")] if isinstance(log_with, str) else [log_with]
+    else:
+        items = log_with
+    makers: dict[str, _Maker] = {}
+    left_out: dict[str, str] = {}
+    for item in items:
+        if item == discovery.ALL:
+            trackers, left_out = discovery.load_available(discovery.known())
+            for name, tracker in trackers.items():
+                makers.setdefault(name, _Maker(tracker))
+        elif isinstance(item, str):
+            makers[item] = _Maker(discovery.load(item))
+        elif isinstance(item, Tracker) or (isinstance(item, type) and issubclass(item, Tracker)):
+            makers[item.name] = _Maker(item)
+        else:
+            raise ConfigurationError(f"log_with takes names, Tracker classes and instances, not {item!r:.200}")
+    return makers, left_out
+
+
+def _choice(what: str, value: str, known: Sequence[str]) -> str:
+    if value not in known:
+        raise ConfigurationError(f"{what} can't be {value!r:.80}: known are {', '.join(known)}")
+    return value
+
+
+def _fraction(what: str, value: float) -> float:
+    if not 0 < value <= 1:
+        raise ConfigurationError(f"{what} is a number above 0 and up to 1, not {value!r:.80}")
+    return value
+
+
