@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import importlib.metadata
-import logging
 from collections.abc import Iterable
 from typing import Final
 
 from otel_tracking.errors import ConfigurationError, TrackerNotInstalled, UnknownTracker
 from otel_tracking.tracker import Tracker
 
-_LOG: Final = logging.getLogger(__name__)
 GROUP: Final = "otel_tracking_trackers"
 ALL: Final = "all"
 
@@ -18,6 +16,18 @@ ALL: Final = "all"
 def known() -> dict[str, importlib.metadata.EntryPoint]:
     """The entry points of all installed trackers, by name. Nothing is imported."""
     return {point.name: point for point in importlib.metadata.entry_points(group=GROUP)}
+
+
+def check(name: str) -> importlib.metadata.EntryPoint:
+    """The tracker's entry point.
+
+    Raises:
+        UnknownTracker: No package declares it.
+    """
+    points = known()
+    if name not in points:
+        raise UnknownTracker(name, points)
+    return points[name]
 
 
 def load(name: str) -> type[Tracker]:
@@ -28,15 +38,13 @@ def load(name: str) -> type[Tracker]:
         TrackerNotInstalled: The package it drives is missing.
         ConfigurationError: What the entry point names is no tracker.
     """
-    points = known()
-    if name not in points:
-        raise UnknownTracker(name, points)
+    point = check(name)
     try:
-        tracker = points[name].load()
+        tracker = point.load()
     except ImportError as error:
         raise TrackerNotInstalled(name, str(error)) from error
     if not (isinstance(tracker, type) and issubclass(tracker, Tracker)):
-        raise ConfigurationError(f"the entry point {points[name].value!r} is no subclass of Tracker")
+        raise ConfigurationError(f"the entry point {point.value!r} is no subclass of Tracker")
     return tracker
 
 

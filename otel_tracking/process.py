@@ -39,9 +39,9 @@ class Process:
         self.recorder = Recorder()
         self.provider = TrackingMeterProvider(self.recorder, meters=settings.METERS.get() or DEFAULT_METERS)
         self.session: RunSession | None = None
-        self._lock = threading.RLock()
         self._runs = 0
         self._wrapped = False
+        self._watched = False
         self._failed = False
         self._own_tracers: TracerProvider | None = None
         self._pid = os.getpid()
@@ -54,7 +54,7 @@ class Process:
         Wraps the public `set_meter_provider` and `set_tracer_provider`: an SDK provider that is set
         later is attached, one that is there already is attached now.
         """
-        with self._lock:
+        with self.recorder.lock:
             if self._wrapped:
                 return
             self._wrapped = True
@@ -63,7 +63,7 @@ class Process:
                 return
             self._install_metrics()
             self._install_traces()
-            self._watch_exit()
+            self.watch_exit()
 
     def _install_metrics(self) -> None:
         set_provider = metrics.set_meter_provider
@@ -116,10 +116,11 @@ class Process:
         Raises:
             TrackingError, OSError: The journal can't be opened.
         """
-        with self._lock:
+        with self.recorder.lock:
             if self._pid != os.getpid():  # a forked child that becomes a rank of its own
                 self._pid, self.session, self._runs = os.getpid(), None, 0
-                self._watch_exit()
+                self._watched = False
+                self.watch_exit()
             if self.session is not None:
                 self.end(self.status())
             rank = detect()
@@ -142,8 +143,7 @@ class Process:
 
     def record_pending(self, request: RunRequest) -> None:
         """Record from the first measurement on, before the run has begun."""
-        if self.recorder.opener is None:
-            self.recorder.opener = functools.partial(self._open_pending, request)
+        self.recorder.opener = functools.partial(self._open_pending, request)
 
     def _open_pending(self, request: RunRequest, recorder: Recorder) -> None:
         rank = detect()
@@ -154,7 +154,7 @@ class Process:
 
     def end(self, status: RunStatus, timeout: float | None = None) -> Receipt | None:
         """End the run; None if there is none."""
-        with self._lock:
+        with self.recorder.lock:
             session = self.session
             if session is None or self._pid != os.getpid():
                 return None
@@ -167,7 +167,11 @@ class Process:
         """How a run that ends now ended, as far as this process can tell."""
         return RunStatus.FAILED if self._failed or sys.exc_info()[0] is not None else RunStatus.FINISHED
 
-    def _watch_exit(self) -> None:
+    def watch_exit(self) -> None:
+        """End the run when the interpreter exits, and notice when an exception is why."""
+        if self._watched:
+            return
+        self._watched = True
         self._register_exit()
         hook = sys.excepthook
 

@@ -52,6 +52,7 @@ class Recorder:
             to be recorded.
         refused: Measurements that never became a record, by reason.
         rounded: Recorded numbers that no double holds exactly.
+        lock: Held while the journal is opened, moved or closed; whoever begins or ends a run holds it.
         opener: Called with the recorder at the first record; it calls `open`, or `mute`.
     """
 
@@ -62,7 +63,7 @@ class Recorder:
         self.refused: defaultdict[str, int] = defaultdict(int)
         self.rounded = 0
         self.opener: Callable[[Recorder], None] | None = None
-        self._opening = threading.RLock()
+        self.lock = threading.RLock()
         self._muted: str | None = None
         self._quiet = False
         self._moving = False
@@ -106,7 +107,7 @@ class Recorder:
         except OSError as error:
             if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                 raise
-            with self._opening:  # `opened` waits here
+            with self.lock:  # `opened` waits here
                 self._moving = True
                 try:
                     self._append_to(directory, journal, rank)
@@ -160,10 +161,10 @@ class Recorder:
         if self.registry is not None:
             return self.registry
         if self._moving:
-            with self._opening:
+            with self.lock:
                 return self.registry
         if self._muted is None and self.opener is not None:
-            with self._opening:
+            with self.lock:
                 if self.registry is None and self._muted is None:
                     try:
                         self.opener(self)
@@ -419,7 +420,7 @@ def _after_fork_in_child() -> None:
     for recorder in list(_RECORDERS):
         recorder.mute("recorded in a forked child", quiet=True)
         recorder.journal = None
-        recorder._opening = threading.RLock()
+        recorder.lock = threading.RLock()
 
 
 if hasattr(os, "register_at_fork"):

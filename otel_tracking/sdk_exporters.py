@@ -54,8 +54,10 @@ class TrackerMetricExporter(sdk.MetricExporter):
     cumulative, or under a reader that ignores it, what did not change is not repeated either
     (for gauges: only if `preferred_temporality` says so, since nothing in the data tells).
 
-    The run starts at the first export that has a point, and ends with `shutdown`. Points of an
-    export that fails are kept for the next one, up to 200,000.
+    The run starts at the first export that has a point, and ends with `shutdown`, which the SDK
+    calls at exit. (W&B closes its runs before that: what is left at exit is delivered only by the
+    global providers, others have to be shut down.) Points of an export that fails are kept for the
+    next one, up to 200,000. A forked child writes nothing, unless it makes an exporter of its own.
 
     Args:
         project: Else OTEL_TRACKING_PROJECT, else the resource's `service.name`, else `default`.
@@ -115,8 +117,8 @@ class TrackerSpanExporter(SpanExporter):
 
     A span's duration is a point of the series `time/<span name>`, in seconds, at the time it
     ended; failed spans are counted in `errors/<span name>`. The step is the span's attribute
-    `training.step` (or `step`, `global_step`) if that is an int, else that of the nearest parent
-    that finished in the same batch, else a count for each series, from 0.
+    `training.step` if that is an int, else that of the nearest parent that finished in the same
+    batch, else a count for each series, from 0.
 
     Run, failures and options are those of `TrackerMetricExporter`.
     """
@@ -257,14 +259,13 @@ class _SpanPoints:
         for span in spans:
             if span.start_time is None or span.end_time is None:
                 continue
-            scope = span.instrumentation_scope.name if span.instrumentation_scope else ""
             step = _step_of(span, batch)
-            durations = Series("", f"time/{span.name}", Kind.GAUGE, "s", meter=scope)
+            durations = Series("", f"time/{span.name}", Kind.GAUGE, "s")
             yield self._lines.line(durations).point(
                 step, span.end_time, (span.end_time - span.start_time) / 1e9
             )
             if span.status.status_code is StatusCode.ERROR:
-                errors = self._lines.line(Series("", f"errors/{span.name}", Kind.COUNTER, meter=scope))
+                errors = self._lines.line(Series("", f"errors/{span.name}", Kind.COUNTER, "{span}"))
                 errors.total += 1
                 yield errors.point(step, span.end_time, errors.total)
 
@@ -337,7 +338,7 @@ def _step_of(span: ReadableSpan, batch: Mapping[tuple[int, int], ReadableSpan]) 
     for _ in range(len(batch)):
         if at is None:
             break
-        step = _split(at.attributes)[1]
+        step = as_step((at.attributes or {}).get(STEP_ATTRIBUTE))
         if step is not None:
             return step
         at = batch.get((at.parent.trace_id, at.parent.span_id)) if at.parent else None

@@ -6,9 +6,7 @@ import atexit
 import contextvars
 import logging
 import os
-import secrets
 import threading
-import time
 import weakref
 from collections import deque
 from collections.abc import Callable, Hashable, Mapping, Sequence
@@ -24,7 +22,7 @@ from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import TracerProvider
 
-from otel_tracking.names import NameRule
+from otel_tracking import identity, settings
 from otel_tracking.records import AttributeValue, Batch, Rank, RunInfo, RunStatus, Series
 from otel_tracking.tags import TagAssigner
 from otel_tracking.tracker import Tracker
@@ -35,9 +33,6 @@ _BACKLOG_POINTS = 200_000
 _WAITING_JOBS = 16
 _EXIT_SECONDS = 30.0
 _REASONS = 100
-_DIRECTORY_NAMES = NameRule(
-    forbidden="^A-Za-z0-9._ -", forbidden_parts=r"^\.", max_bytes=200, empty="default"
-)
 
 
 class Point(NamedTuple):
@@ -68,6 +63,7 @@ class SharedRun:
         self._project = project
         self._project_dir = project_dir
         self._name = name
+        self._run_id = identity.mint()
         self._tracker: Tracker | None = None
         self._resource = Resource.get_empty()
         self._backlog: deque[Point] = deque()
@@ -121,6 +117,7 @@ class SharedRun:
         if (excess := len(self._backlog) - _BACKLOG_POINTS) > 0:
             for _ in range(excess):
                 self._backlog.popleft()
+            self._position += excess  # a point keeps its position, by which trackers know it again
             self.warn(f"the tracker has not taken {_BACKLOG_POINTS:,} points; older ones are lost")
         return self.flush()
 
@@ -188,24 +185,18 @@ class SharedRun:
         attributes = attribute_values(self._resource.attributes)
         rank = _rank(attributes)
         service = str(attributes.get("service.name", ""))
-        project = (
-            self._project
-            or os.environ.get("OTEL_TRACKING_PROJECT")
-            # The SDK's own stand-in for a service without a name starts so.
-            or ("" if service.startswith("unknown_service") else service)
-            or os.environ.get("OTEL_SERVICE_NAME")
-            or "default"
-        )
-        run_id = f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(4)}"
-        name = self._name or os.environ.get("OTEL_TRACKING_RUN_NAME") or run_id
-        logging_dir = Path(self._project_dir or os.environ.get("OTEL_TRACKING_PROJECT_DIR") or "outputs")
-        directory = logging_dir / _DIRECTORY_NAMES.escape(project) / run_id
+        if service.startswith("unknown_service"):  # the SDK's stand-in for a name
+            service = ""
+        project = self._project or settings.PROJECT.get() or service or settings.project()
+        name = self._name or settings.RUN_NAME.get() or self._run_id
+        logging_dir = Path(self._project_dir or settings.project_dir())
+        directory = logging_dir / identity.directory_name(project) / self._run_id
         directory.mkdir(parents=True, exist_ok=True)
         tracker = self._class()
         tracker.start(
             RunInfo(
                 project=project,
-                run_id=run_id,
+                run_id=self._run_id,
                 name=f"{name}-rank{rank.rank}" if rank.world_size > 1 else name,
                 directory=directory,
                 logging_dir=logging_dir,
@@ -223,6 +214,8 @@ class SharedRun:
 
         Its own exit handlers come later. A provider that is not the global one can't be reached.
         """
+        if os.getpid() != self._pid:
+            return
         for provider in (metrics.get_meter_provider(), trace.get_tracer_provider()):
             if isinstance(provider, MeterProvider | TracerProvider):
                 provider.force_flush()
@@ -246,7 +239,7 @@ def join(
     key = (tracker, project, directory, run_name)
     with _lock:
         run = _runs.get(key)
-        if run is None:
+        if run is None or run.closed:
             run = _runs[key] = SharedRun(tracker, project, directory, run_name)
         run.users.add(exporter)
         run.options = {**(init_kwargs or {}), **run.options}

@@ -115,6 +115,23 @@ class RunSession:
             self._recorder.open(place, rank=self.rank.rank, start=_start_note(request, self.rank))
         self.identity, self.directory = identity, directory
         self._describe(directory, identity)
+        for name in self._wanted():
+            self._cursor(name)
+
+    def _wanted(self) -> list[str]:
+        return [name for name in self.request.names if self.request.policies.wants(name, self.rank)]
+
+    def _cursor(self, name: str) -> tuple[Cursor, RunInfo, Path]:
+        """The cursor of a tracker, on disk before anything can happen to this process."""
+        assert self.directory is not None
+        path = cursor_path(self.directory, self.rank.rank, name)
+        path.parent.mkdir(exist_ok=True)
+        cursor = Cursor.load(path) or Cursor(name)
+        info = self._run_info(name, cursor)
+        cursor.run = run_note(info)
+        cursor.finished = ""
+        cursor.save(path)
+        return cursor, info, path
 
     def _describe(self, directory: Path, identity: RunIdentity) -> None:
         content = {
@@ -153,16 +170,11 @@ class RunSession:
             self.ready.set()
 
     def _start_followers(self) -> None:
-        assert self.directory is not None
-        wanted = {
-            name: make
-            for name, make in self.request.load().items()
-            if self.request.policies.wants(name, self.rank)
-        }
+        wanted = self._wanted()
+        makers = self.request.load()
         budget = Budget(self.request.budget, len(wanted))
-        followers = {name: self._follower(name, make, budget) for name, make in wanted.items()}
-        self.followers = followers
-        for follower in followers.values():
+        self.followers = {name: self._follower(name, makers[name], budget) for name in wanted if name in makers}
+        for follower in self.followers.values():
             threading.Thread(target=follower.run, name=f"otel-tracking-{follower.name}", daemon=True).start()
         threading.Thread(target=self._announce, name="otel-tracking-started", daemon=True).start()
 
@@ -173,14 +185,8 @@ class RunSession:
 
     def _follower(self, name: str, make: Callable[[], Tracker], budget: Budget) -> Follower:
         assert self.directory is not None
-        path = cursor_path(self.directory, self.rank.rank, name)
-        path.parent.mkdir(exist_ok=True)
-        cursor = Cursor.load(path) or Cursor(name)
-        info = self._run_info(name, cursor)
-        cursor.run = run_note(info)
-        cursor.save(path)
-        journal = journal_path(self.directory, self.rank.rank)
-        return Follower(make, info, journal, cursor, path, budget)
+        cursor, info, path = self._cursor(name)
+        return Follower(make, info, journal_path(self.directory, self.rank.rank), cursor, path, budget)
 
     def _run_info(self, name: str, cursor: Cursor) -> RunInfo:
         assert self.directory is not None
@@ -188,7 +194,7 @@ class RunSession:
         request, rank = self.request, self.rank
         grouped = request.policies.grouped(name, rank)
         directory = self.directory / f"rank-{rank.rank}" if grouped else self.directory
-        directory.mkdir(exist_ok=True)
+        directory.mkdir(parents=True, exist_ok=True)
         logging_dir = request.logging_dir or request.project_dir
         logging_dir.mkdir(parents=True, exist_ok=True)
         run_name = request.run_name or self.identity.run_id
@@ -296,7 +302,7 @@ def run_note(info: RunInfo) -> dict[str, Any]:
 
 
 def run_info(note: Mapping[str, Any], cursor: Cursor) -> RunInfo:
-    """The `RunInfo` that a cursor keeps."""
+    """The `RunInfo` that a cursor keeps; its `run` must not be empty."""
     return RunInfo(
         **{
             **note,

@@ -69,7 +69,7 @@ class JournalWriter:
         self._directory = os.open(directory, os.O_RDONLY | os.O_CLOEXEC)
         self._lock = -1
         try:
-            self._lock = self._take_lock()
+            self._lock = _take_lock(directory, self._directory)
             last = recovery.repair(self._directory)
             self._reserve = Reserve(
                 self._directory, first_index=last + 1, rank=rank, segment_slots=segment_slots
@@ -88,15 +88,22 @@ class JournalWriter:
         self._pid = os.getpid()
         _WRITERS.add(self)
 
-    def _take_lock(self) -> int:
-        lock = os.open(_LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644, dir_fd=self._directory)
-        if fcntl is not None:
+    @staticmethod
+    def repair(directory: Path) -> None:
+        """Cut what a killed writer left after its last whole record.
+
+        Raises:
+            JournalLocked: A process is writing here.
+        """
+        descriptor = os.open(directory, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            lock = _take_lock(directory, descriptor)
             try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
+                recovery.repair(descriptor)
+            finally:
                 os.close(lock)
-                raise JournalLocked(str(self._path)) from None
-        return lock
+        finally:
+            os.close(descriptor)
 
     @property
     def path(self) -> Path:
@@ -219,6 +226,18 @@ class JournalWriter:
         self.write = _muted
         self._closed = True
         self._release()
+
+
+def _take_lock(path: Path, directory: int) -> int:
+    """The descriptor that holds the journal's lock."""
+    lock = os.open(_LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644, dir_fd=directory)
+    if fcntl is not None:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            os.close(lock)
+            raise JournalLocked(str(path)) from None
+    return lock
 
 
 _WRITERS: weakref.WeakSet[JournalWriter] = weakref.WeakSet()
