@@ -66,6 +66,8 @@ class Follower:
         cursor: Cursor,
         cursor_path: Path,
         budget: Budget,
+        *,
+        on_started: Callable[[], None] | None = None,
     ) -> None:
         self.name = cursor.tracker
         self.tracker: Tracker | None = None
@@ -77,6 +79,7 @@ class Follower:
         self._path = cursor_path
         self._saved = 0.0
         self._budget = budget
+        self._on_started = on_started or _nothing
         self._given: deque[_Given] = deque()
         self._errors: dict[str, int] = {}
         self._state = "starting"
@@ -206,6 +209,7 @@ class Follower:
         feed.peek()
         self._count_skipped()
         self._save(force=True)
+        self._on_started()
         self.started.set()
 
     def _count_skipped(self) -> None:
@@ -348,6 +352,10 @@ class Follower:
         if seconds > 0:
             self._wake.wait(seconds)
         self._wake.clear()
+
+
+def _nothing() -> None:
+    pass
 
 
 def _add(counts: dict[str, int], more: Mapping[str, int]) -> None:

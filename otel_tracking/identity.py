@@ -232,8 +232,8 @@ def _from_launcher(rank: Rank, environ: Mapping[str, str]) -> RunIdentity | None
         return None
     # A notebook's launcher is the notebook, for every launch from it; torchrun's log directory
     # (`<run>/attempt_<n>/<local rank>/error.json`) is new for each.
-    log = environ.get("TORCHELASTIC_ERROR_FILE")
-    launch = str(PurePosixPath(log).parents[2]) if log and log.count("/") > 2 else ""
+    above = PurePosixPath(environ.get("TORCHELASTIC_ERROR_FILE", "")).parents
+    launch = str(above[2]) if len(above) > 2 else ""
     parts = (boot, namespace, *launcher, launch)
     digest = hashlib.sha256("\0".join(parts).encode(errors="surrogatepass")).hexdigest()[:16]
     return RunIdentity(f"launch-{digest}", "launcher")

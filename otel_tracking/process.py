@@ -130,8 +130,7 @@ class Process:
                 self.recorder.mute(f"rank {rank.rank} is not recorded", quiet=True)
                 return None
             self.recorder.unmute()
-            session = RunSession(self.recorder, request, rank)
-            session.on_started = self._register_exit
+            session = RunSession(self.recorder, request, rank, on_started=self._register_exit)
             session.begin()
             self.session = session
             return session

@@ -39,6 +39,10 @@ class RunData:
     def __len__(self) -> int:
         return len(self.index)
 
+    def __getitem__(self, column: str) -> npt.NDArray[Any]:
+        """One of `columns()`."""
+        return self.columns()[column]
+
     def columns(self) -> dict[str, npt.NDArray[Any]]:
         """`name, tag, attributes, step, time_ns, value, rank`, each (n,)."""
         return {
@@ -65,7 +69,7 @@ class RunData:
 
     def to_pandas(self) -> pd.DataFrame:
         """The columns as a DataFrame; needs pandas (`pip install 'otel-tracking[pandas]'`)."""
-        import pandas as pd
+        import pandas as pd  # an extra
 
         return pd.DataFrame(self.columns())
 

@@ -63,7 +63,14 @@ def wants(request: RunRequest, rank: Rank) -> bool:
 class RunSession:
     """A run that is being recorded."""
 
-    def __init__(self, recorder: Recorder, request: RunRequest, rank: Rank) -> None:
+    def __init__(
+        self,
+        recorder: Recorder,
+        request: RunRequest,
+        rank: Rank,
+        *,
+        on_started: Callable[[], None] | None = None,
+    ) -> None:
         self.request = request
         self.rank = rank
         self.identity: RunIdentity | None = None
@@ -77,8 +84,7 @@ class RunSession:
         self._stop = threading.Event()
         self.ready = threading.Event()
         """Set when the followers exist, or it is known that there will be none."""
-        self.on_started: Callable[[], None] = _nothing
-        """Called after each tracker's start."""
+        self._on_started = on_started
         self._counter: PointCounter | None = None
 
     # Beginning
@@ -176,17 +182,12 @@ class RunSession:
         self.followers = {name: self._follower(name, makers[name], budget) for name in wanted if name in makers}
         for follower in self.followers.values():
             threading.Thread(target=follower.run, name=f"otel-tracking-{follower.name}", daemon=True).start()
-        threading.Thread(target=self._announce, name="otel-tracking-started", daemon=True).start()
-
-    def _announce(self) -> None:
-        for follower in self.followers.values():
-            follower.started.wait()
-            self.on_started()
 
     def _follower(self, name: str, make: Callable[[], Tracker], budget: Budget) -> Follower:
         assert self.directory is not None
         cursor, info, path = self._cursor(name)
-        return Follower(make, info, journal_path(self.directory, self.rank.rank), cursor, path, budget)
+        journal = journal_path(self.directory, self.rank.rank)
+        return Follower(make, info, journal, cursor, path, budget, on_started=self._on_started)
 
     def _run_info(self, name: str, cursor: Cursor) -> RunInfo:
         assert self.directory is not None
@@ -339,9 +340,4 @@ def _left_out(name: str, reason: str, recorded: int) -> TrackerReceipt:
         renamed={},
         state="failed",
     )
-
-
-def _nothing() -> None:
-    pass
-
 

@@ -19,7 +19,7 @@ from opentelemetry.util.types import Attributes
 
 from otel_tracking.recorder import Recorder
 from otel_tracking.records import Kind
-from otel_tracking.steps import enter_span, span_step
+from otel_tracking.steps import ended_span_step, enter_span
 
 NANOSECONDS = 1e9
 
@@ -41,7 +41,7 @@ class TrackingSpanProcessor(SpanProcessor):
             registry = recorder.opened()
             if registry is None or span.end_time is None or span.start_time is None:
                 return
-            step = span_step(span)
+            step = ended_span_step(span.get_span_context(), span.attributes)
             seconds = (span.end_time - span.start_time) / NANOSECONDS
             series = registry.series(name=f"time/{span.name}", kind=Kind.GAUGE, unit="s")
             recorder.point(series, seconds, step=step, time_ns=span.end_time)

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import contextlib
 import operator
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, Final
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, WeakValueDictionary
 
 from opentelemetry import baggage, trace
 from opentelemetry.context import Context, attach, create_key, detach, get_current, set_value
-from opentelemetry.trace import Span
+from opentelemetry.trace import Span, SpanContext
 
 from otel_tracking.journal.format import STEP_MAX, STEP_MIN
 
@@ -25,6 +25,7 @@ STEP_ALIASES: Final = ("step", "global_step")
 _SCOPE: Final = create_key("otel-tracking-step")
 _process_step: int | None = None
 _parents: Final[WeakKeyDictionary[Span, Span]] = WeakKeyDictionary()
+_started: Final[WeakValueDictionary[SpanContext, Span]] = WeakValueDictionary()
 
 
 def as_step(value: object) -> int | None:
@@ -95,13 +96,20 @@ def enter_span(span: Span, parent: Span) -> None:
     """Remember whose child a span is, so that it has its parent's step."""
     if parent is not trace.INVALID_SPAN:
         _parents[span] = parent
+        _started[span.get_span_context()] = span
 
 
-def span_step(span: Any) -> int | None:
+def ended_span_step(context: SpanContext, attributes: Mapping[str, Any] | None) -> int | None:
+    """The step of a span of which there is only the copy that the SDK hands out at its end."""
+    span = _started.get(context)
+    return as_step((attributes or {}).get(STEP_ATTRIBUTE)) if span is None else span_step(span)
+
+
+def span_step(span: Span) -> int | None:
     """The step of the nearest span, from this one upward, whose `training.step` is an integer."""
-    at = span
+    at: Span | None = span
     while at is not None:
-        attributes = getattr(at, "attributes", None)  # the SDK's spans have them, the API's don't
+        attributes: Any = getattr(at, "attributes", None)  # the SDK's spans have them, the API's don't
         number = as_step(attributes.get(STEP_ATTRIBUTE)) if attributes else None
         if number is not None:
             return number

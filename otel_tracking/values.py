@@ -1,4 +1,4 @@
-"""What people log, as numbers and texts. No tracker, array or tensor package is imported for it.
+"""What people log, as numbers and texts. No tensor package is imported for it.
 
 The hot path takes a plain `float` itself; this is for everything else.
 """

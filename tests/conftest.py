@@ -1,0 +1,120 @@
+"""What every test gets: a clean offline environment, a directory of its own, and a few tools."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+# Of the machine the tests run on: a job's ranks, a shell's exporters, somebody's accounts.
+FOREIGN_PREFIXES = ("OTEL_", "SLURM_", "OMPI_", "PMI_", "TORCHELASTIC_", "ACCELERATE_", "WANDB_", "MLFLOW_")
+FOREIGN_NAMES = {
+    "RANK",
+    "WORLD_SIZE",
+    "LOCAL_RANK",
+    "LOCAL_WORLD_SIZE",
+    "GROUP_RANK",
+    "MASTER_ADDR",
+    "MASTER_PORT",
+}
+
+QUIET_AND_OFFLINE = {
+    "GIT_PYTHON_REFRESH": "quiet",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_LOGGING_LEVEL": "WARNING",
+    "OMP_NUM_THREADS": "1",
+    "WANDB_ERROR_REPORTING": "false",
+    "WANDB_MODE": "offline",
+    "WANDB_SILENT": "true",
+}
+
+_home = pytest.StashKey[tempfile.TemporaryDirectory[str]]()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--full-size", action="store_true", help="run tests that come in two sizes at the full one"
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Before any test module, and so any tracker's SDK, is imported: SDKs read these at import."""
+    for name in list(os.environ):
+        if name in FOREIGN_NAMES or name.startswith(FOREIGN_PREFIXES):
+            del os.environ[name]
+    home = tempfile.TemporaryDirectory(prefix="otel-tracking-tests-", ignore_cleanup_errors=True)
+    config.stash[_home] = home
+    os.environ.update(QUIET_AND_OFFLINE)
+    for name in ("HOME", "WANDB_CACHE_DIR", "WANDB_CONFIG_DIR", "WANDB_DATA_DIR"):
+        directory = Path(home.name, name.lower())
+        directory.mkdir()
+        os.environ[name] = str(directory)
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    config.stash[_home].cleanup()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if "size" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.soak)
+
+
+@pytest.fixture(autouse=True)
+def _own_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a test or an SDK writes to the working directory stays in `tmp_path`."""
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def size(pytestconfig: pytest.Config) -> Callable[[int, int], int]:
+    """`size(small, full)`: how much of something to test, the second under `make soak`.
+
+    A test that asks for it is marked `soak`.
+    """
+    full_size = pytestconfig.getoption("--full-size")
+    return lambda small, full: full if full_size else small
+
+
+@pytest.fixture
+def run_script(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """`run_script(source or path, *args)`: a Python program in a process of its own, in `tmp_path`.
+
+    For what a process can do only once, such as setting OpenTelemetry's providers. `env` adds to
+    the tests' clean environment; `launcher` goes between the interpreter and the script
+    (`("-m", "torch.distributed.run", "--nproc-per-node", "2")`). Fails with the output unless the
+    program exits 0; `check=False` leaves the exit code to the caller.
+    """
+
+    def run(
+        script: str | Path,
+        *args: str,
+        env: dict[str, str] | None = None,
+        launcher: tuple[str, ...] = (),
+        timeout: float = 120,
+        check: bool = True,
+    ) -> subprocess.CompletedProcess[str]:
+        if isinstance(script, str):
+            source = script
+            script = tmp_path / "script.py"
+            script.write_text(source)
+        done = subprocess.run(
+            [sys.executable, *launcher, str(script), *args],
+            cwd=tmp_path,
+            env={**os.environ, **(env or {})},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+        )
+        if check and done.returncode:
+            pytest.fail(f"{script.name} exited with {done.returncode}\n{done.stdout}\n{done.stderr}")
+        return done
+
+    return run
