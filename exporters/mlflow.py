@@ -136,7 +136,11 @@ class MLflowTracker(Tracker):
         return begin
 
     def write(self, batch: Batch) -> Written:
-        """Store points as metrics. Those at or before the cursor only show which timestamps are taken."""
+        """Store points as metrics.
+
+        Those at or before the cursor only show which timestamps are taken; they are counted again, as
+        the follower starts its counts where `start` said.
+        """
         names = [self.names.escape(series.tag) for series in batch.series]
         keys = [names[i] for i in batch.index.tolist()]
         steps = batch.steps.tolist()
@@ -154,12 +158,11 @@ class MLflowTracker(Tracker):
             rejected += self._send(metrics=part)
         self._timestamps.keep(int(batch.positions[-1]), wanted[-1])
         self._position = max(self._position, int(batch.positions[-1]))
-        sent = batch[first:]
         altered = {
-            "timestamp moved by 1 ms or more": sum(map(int.__ne__, times[first:], wanted[first:])),
-            "infinity stored as ±1.797e308": int(np.isinf(sent.values).sum()),
-            "negative zero stored as zero": int(((sent.values == 0) & np.signbit(sent.values)).sum()),
-            "time before 1970 stored as 1970": int((sent.times < 0).sum()),
+            "timestamp moved by 1 ms or more": sum(map(int.__ne__, times, wanted)),
+            "infinity stored as ±1.797e308": int(np.isinf(batch.values).sum()),
+            "negative zero stored as zero": int(((batch.values == 0) & np.signbit(batch.values)).sum()),
+            "time before 1970 stored as 1970": int((batch.times < 0).sum()),
         }
         return Written(
             len(batch) - rejected.total(), {reason: n for reason, n in altered.items() if n}, dict(rejected)
@@ -167,8 +170,6 @@ class MLflowTracker(Tracker):
 
     def write_text(self, text: Text) -> Written:
         """Store a text as an artifact whose name says step and journal position."""
-        if text.position <= self._stored:
-            return Written(1)
         kept = text.text.encode(errors="backslashreplace").decode()
         file = f"text/{_FILES.escape(text.tag)}/{text.step}-{text.position}.txt"
         refused = self._attempt(lambda run: run.client.log_text(run.run_id, kept, file))
@@ -183,8 +184,6 @@ class MLflowTracker(Tracker):
         MLflow lets no param change: the first value stays, and `config.json` has the newest.
         """
         run = self._opened()
-        if config.position <= self._stored:
-            return Written(1)
         merged = {**self._stored_config(run), **config.values}
         whole = json.dumps(merged, indent=2, default=str)
         refused = self._attempt(lambda run: run.client.log_text(run.run_id, whole, "config.json"))

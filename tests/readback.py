@@ -15,7 +15,7 @@ from tensorboard.backend.event_processing.event_accumulator import (  # type: ig
 )
 
 import otel_tracking as ot
-from otel_tracking_exporters._wandb_file import read_history
+from otel_tracking_exporters._wandb_file import read_history, read_wandb
 from otel_tracking_exporters.mlflow import MLflowTracker
 from otel_tracking_exporters.wandb import STEP, WandbTracker
 
@@ -70,6 +70,11 @@ def wandb_file(run: Path) -> Path:
     """The one `.wandb` file below a run's directory."""
     (path,) = run.glob("wandb/offline-run-*/*.wandb")
     return path
+
+
+def wandb_group(run: Path) -> str:
+    """The group of the one W&B run below a run's directory."""
+    return str(read_wandb(wandb_file(run)).run.run_group)
 
 
 def wandb(run: Path) -> Points:
