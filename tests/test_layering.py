@@ -19,16 +19,16 @@ EXPORTERS = Path(otel_tracking_exporters.__file__).parent
 # From the ground up. A module imports only from rows before its own; a package stands for all its
 # modules. A new module has to be placed here.
 LAYERS = [
-    {"errors", "names"},
+    {"errors", "names", "settings"},
     {"records"},
     {"journal", "ranks", "tags", "tracker"},
-    {"discovery", "identity", "registry", "sdk_run", "steps", "values"},
-    {"config", "recorder", "sdk_exporters"},
-    {"followers", "instruments"},
+    {"cursor", "discovery", "feed", "identity", "reading", "registry", "steps", "testing", "values"},
+    {"config", "followers", "recorder", "sdk_run"},
+    {"instruments", "sdk_exporters", "session", "spans"},
     {"downstream", "runner"},
-    {"provider", "spans"},
-    {"tracking"},
-    {"launcher"},
+    {"provider"},
+    {"process"},
+    {"launcher", "tracking"},
     {"cli"},
 ]
 LEVEL = {module: level for level, row in enumerate(LAYERS) for module in row}

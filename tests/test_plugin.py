@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import shutil
 import subprocess
 import sys
@@ -42,7 +43,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     return {"PYTHONPATH": str(target)}
 
 
-def points(path: str) -> list[tuple[str, int, float]]:
+def points(path: str | Path) -> list[tuple[str, int, float]]:
     lines = [json.loads(line) for line in Path(path).read_text().splitlines()]
     return [(line["name"], line["step"], line["value"]) for line in lines]
 
@@ -70,9 +71,18 @@ def test_a_run_goes_on_where_it_stopped(installed: dict[str, str], run_script: R
     assert repr(points(done.stdout.strip())) == repr(expected(range(200)))
 
 
-def test_the_command_line_lists_the_plugin(installed: dict[str, str], run_script: RunScript) -> None:
-    program = "import sys; from otel_tracking.cli import main; sys.argv[1:] = ['trackers', '--json']; main()"
-    assert '"jsonl"' in run_script(program, env=installed).stdout
+def test_the_launcher_finds_the_plugin(installed: dict[str, str], tmp_path: Path) -> None:
+    (tmp_path / "train.py").write_text(
+        "from opentelemetry import metrics\n"
+        "loss = metrics.get_meter('train').create_gauge('loss')\n"
+        "for step in range(100):\n"
+        "    loss.set(step / 3, {'training.step': step})\n"
+    )
+    launcher = [str(Path(sys.executable).with_name("otel-tracking")), "run", "--log-with", "jsonl"]
+    environment = {**os.environ, **installed}
+    subprocess.run([*launcher, "--", sys.executable, "train.py"], env=environment, check=True, timeout=120)
+    (path,) = tmp_path.glob("outputs/default/*/points.jsonl")
+    assert points(path) == [("loss", step, step / 3) for step in range(100)]
 
 
 def test_a_retried_batch_is_stored_once(installed: dict[str, str], run_script: RunScript) -> None:

@@ -1,0 +1,46 @@
+# Everything needs python3 (3.11 or newer with venv) and make; each target builds the environment it runs in.
+
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+READY  := $(VENV)/.ready
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test soak lint types bench clean
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-6s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -qq --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+demo: $(READY) ## train a digits classifier twice on two ranks, into three trackers
+	WANDB_MODE=offline $(BIN)/python examples/demo/demo.py
+
+# A file's tests stay on one worker, so that a server it starts is started once.
+test: $(READY) ## the whole suite
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+
+soak: $(READY) ## the tests that come in two sizes, at their full size
+	$(BIN)/python -m pytest -m soak --full-size
+
+lint: $(READY) ## ruff: rules and format
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+
+# Then an error is planted: a type checker that looks past a package finds no error in it.
+types: $(READY) ## mypy, strict
+	$(BIN)/mypy
+	@printf 'from otel_tracking_exporters.tensorboard import TensorBoardTracker\nTensorBoardTracker.name + 1\n' \
+	  > $(VENV)/planted.py
+	@$(BIN)/mypy $(VENV)/planted.py | grep --quiet '\[operator\]' \
+	  || { echo 'mypy does not see into otel_tracking_exporters' >&2; exit 1; }
+
+bench: $(READY) ## costs, each beside its peer in the same run
+	$(BIN)/python -m benchmarks
+
+clean: ## remove what these targets made
+	rm -rf $(VENV) outputs build dist .mypy_cache .pytest_cache .ruff_cache *.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
