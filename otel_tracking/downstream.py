@@ -14,44 +14,73 @@ import math
 import re
 import threading
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 import numpy as np
-from opentelemetry.metrics import CallbackOptions, Meter, MeterProvider, Observation
+from opentelemetry.metrics import CallbackOptions, CallbackT, Meter, MeterProvider, Observation
+from opentelemetry.util.types import Attributes
 
 from otel_tracking.errors import JournalError
-from otel_tracking.instruments import TrackingInstrument, TrackingObservable, split_step
+from otel_tracking.instruments import TrackingInstrument, TrackingObservable
 from otel_tracking.journal.stream import Points, RecordStream
 from otel_tracking.journal.writer import JournalWriter
 from otel_tracking.recorder import Recorder
 from otel_tracking.records import Kind, Series
+from otel_tracking.values import Number, to_number
 
 _LOG: Final = logging.getLogger(__name__)
 _METER: Final = "otel_tracking"
 _INTERVAL: Final = 1.0
 _ILLEGAL: Final = re.compile(r"[^-_./a-zA-Z0-9]")
 _MAX_NAME: Final = 255
+_MAX_UNIT: Final = 63
+
+Scope: TypeAlias = tuple[str | None, str | None, Attributes | None]
+"""What a meter was asked for with, besides its name: version, schema URL, attributes."""
 
 
 class Downstream:
     """Feeds one SDK meter provider.
+
+    Args:
+        provider: The user's.
+        recorder: Whose journal to read.
+        scopes: By meter, how it was first asked for; it is asked for likewise here.
 
     Attributes:
         provider: The user's.
         get_meter: Its own `get_meter`, whatever stands in its place now.
     """
 
-    def __init__(self, provider: MeterProvider, recorder: Recorder) -> None:
+    def __init__(self, provider: MeterProvider, recorder: Recorder, scopes: Mapping[str, Scope]) -> None:
         self.provider = provider
         self.get_meter = provider.get_meter
         self._recorder = recorder
+        self._scopes = scopes
         self._meters: dict[str, Meter] = {}
         self._instruments: dict[tuple[str, str, Kind, str], Any] = {}
         self._forwarding = threading.RLock()
+        self._busy = False
         self._journal: JournalWriter | None = None
         self._stream: RecordStream | None = None
+        self._read = 0
+        """Points of this process read from the journal."""
+        self._repeated = 0
+        """How many of them were read from the journal before, which this one repeats."""
         self._meter(_METER).create_observable_gauge("otel_tracking.pending", [self._before_collect])
+        self.start()
+
+    def start(self) -> None:
+        """Forward between collects too."""
         threading.Thread(target=self._run, name="otel-tracking-downstream", daemon=True).start()
+
+    def in_child(self) -> None:
+        """This is a forked child: the journal is the parent's, and so is whoever holds the lock."""
+        self._forwarding = threading.RLock()
+        self._busy = False
+        if self._stream is not None:
+            self._stream.close()
+        self._journal = self._stream = None
 
     def add(self, instrument: TrackingInstrument, boundaries: Sequence[float] | None) -> None:
         """Make an instrument's counterpart in the SDK."""
@@ -67,38 +96,50 @@ class Downstream:
                     boundaries,
                 )
 
-    def observe(self, instrument: TrackingObservable) -> None:
-        """Have the SDK ask an observable instrument at each collect; what it says is recorded too."""
+    def observe(self, instrument: TrackingObservable, callback: CallbackT) -> None:
+        """Have the SDK ask an observable instrument, by that callback, at each collect."""
         meter = self._meter(instrument.meter)
         make = {
             Kind.OBSERVABLE_GAUGE: meter.create_observable_gauge,
             Kind.OBSERVABLE_COUNTER: meter.create_observable_counter,
             Kind.OBSERVABLE_UP_DOWN_COUNTER: meter.create_observable_up_down_counter,
         }[instrument.kind]
-        make(_legal(instrument.name), [instrument.observe], instrument.unit, instrument.description)
+        make(_legal(instrument.name), [callback], _legal_unit(instrument.unit), instrument.description)
 
-    def pass_on(
-        self, instrument: TrackingInstrument, amount: float, attributes: Mapping[str, Any] | None
-    ) -> None:
+    def pass_on(self, instrument: TrackingInstrument, amount: object, attributes: Attributes) -> None:
         """Give one measurement to the SDK now."""
         counterpart = self._instruments.get(
             (instrument.meter, instrument.name, instrument.kind, instrument.unit)
         )
-        if counterpart is not None:
-            _give(counterpart, instrument.kind, amount, split_step(attributes)[1])
+        number = to_number(amount)
+        if counterpart is not None and isinstance(number, Number):
+            value = int(number.value) if number.integer else number.value
+            _give(counterpart, instrument.kind, value, attributes)
 
     def forward(self) -> None:
         """Give the SDK everything recorded until now."""
         with self._forwarding:
-            if self._stream is not None:
-                self._drain(self._stream)
-            journal = self._recorder.journal
-            if journal is self._journal or journal is None or journal.closed:
+            if self._busy:  # a signal handler, in the middle of this, has the SDK collect
                 return
-            if self._stream is not None:
-                self._stream.close()
-            self._journal, self._stream = journal, RecordStream(journal.descriptor)
+            self._busy = True
+            try:
+                self._forward()
+            finally:
+                self._busy = False
+
+    def _forward(self) -> None:
+        if self._stream is not None:
             self._drain(self._stream)
+        journal = self._recorder.journal
+        if journal is self._journal or journal is None or journal.closed:
+            return
+        stream = RecordStream(journal.descriptor)
+        if self._stream is not None:
+            self._stream.close()
+        self._repeated = self._read if self._recorder.continued is self._journal else 0
+        self._read = 0
+        self._journal, self._stream = journal, stream
+        self._drain(stream)
 
     def _drain(self, stream: RecordStream) -> None:
         assert self._journal is not None
@@ -107,23 +148,22 @@ class Downstream:
             for item in items:
                 # What an earlier process of this run recorded is not this process's to report.
                 if isinstance(item, Points) and item.positions[0] >= self._journal.start:
-                    self._give_points(stream.series, item)
+                    self._give_points(stream.series, item, first=max(0, self._repeated - self._read))
+                    self._read += len(item)
 
-    def _give_points(self, table: Sequence[Series], points: Points) -> None:
+    def _give_points(self, table: Sequence[Series], points: Points, *, first: int) -> None:
         integers = points.integers()
-        for index in np.unique(points.index).tolist():
+        for index in np.unique(points.index[first:]).tolist():
             series = table[index]
             if series.kind.name.startswith("OBSERVABLE"):
                 continue  # the SDK asks those itself
-            mine = np.flatnonzero(points.index == index)
+            mine = first + np.flatnonzero(points.index[first:] == index)
             values = points.increments[mine]
             values = values[np.isfinite(values)]  # the SDK takes no others, and warns of each
             if series.kind is Kind.GAUGE:
                 values = values[-1:]
             elif series.kind.accumulates:
                 values = values.sum(keepdims=True)
-            else:
-                values = values[values >= 0]
             instrument = self._counterpart(series)
             whole = bool(integers[mine].all())
             for value in values.tolist():
@@ -148,7 +188,7 @@ class Downstream:
         boundaries: Sequence[float] | None,
     ) -> Any:
         of = self._meter(meter)
-        legal = _legal(name)
+        legal, unit = _legal(name), _legal_unit(unit)
         if kind is Kind.GAUGE:
             return of.create_gauge(legal, unit, description)
         if kind is Kind.COUNTER:
@@ -159,7 +199,7 @@ class Downstream:
 
     def _meter(self, name: str) -> Meter:
         if name not in self._meters:
-            self._meters[name] = self.get_meter(name)
+            self._meters[name] = self.get_meter(name, *self._scopes.get(name, ()))
         return self._meters[name]
 
     def _before_collect(self, options: CallbackOptions) -> Iterable[Observation]:
@@ -176,8 +216,9 @@ class Downstream:
                 return
 
 
-def _give(instrument: Any, kind: Kind, amount: float, attributes: Mapping[str, Any]) -> None:
-    if isinstance(amount, float) and not math.isfinite(amount):
+def _give(instrument: Any, kind: Kind, amount: float, attributes: Attributes) -> None:
+    # The SDK takes no others, and warns of each.
+    if not math.isfinite(amount) or (kind is Kind.HISTOGRAM and amount < 0):
         return
     if kind is Kind.GAUGE:
         instrument.set(amount, attributes)
@@ -191,3 +232,8 @@ def _legal(name: str) -> str:
     """A name that the SDK takes; trackers get the original."""
     legal = _ILLEGAL.sub("_", name)[:_MAX_NAME]
     return legal if legal[:1].isalpha() else f"m_{legal}"[:_MAX_NAME]
+
+
+def _legal_unit(unit: str) -> str:
+    """A unit that the SDK takes: one that it doesn't take would make it refuse the instrument."""
+    return unit if unit.isascii() and len(unit) <= _MAX_UNIT else ""

@@ -27,8 +27,9 @@ from opentelemetry.metrics import (
 from opentelemetry.metrics import _Gauge as Gauge  # the API exports it under this name only
 from opentelemetry.util.types import Attributes
 
+from otel_tracking.errors import raised_here
 from otel_tracking.journal.format import pack_point
-from otel_tracking.recorder import Recorder, full
+from otel_tracking.recorder import Recorder
 from otel_tracking.records import AttributeValue, Kind
 from otel_tracking.registry import SeriesHandle, SeriesRegistry
 from otel_tracking.steps import STEP_ALIASES, STEP_ATTRIBUTE, ambient, as_step
@@ -36,6 +37,7 @@ from otel_tracking.values import Number, to_number
 
 _time_ns: Final = time.time_ns
 _Getter: TypeAlias = Callable[[Mapping[str, Any]], Any]
+_Question: TypeAlias = Callable[[CallbackOptions], Iterable[Observation]]
 
 
 class Owner(Protocol):
@@ -46,14 +48,6 @@ class Owner(Protocol):
     def pass_on(self, instrument: TrackingInstrument, amount: float, attributes: Attributes) -> None:
         """Give a measurement that is not recorded to an SDK downstream, if there is one."""
 
-    def made(
-        self, instrument: TrackingInstrument, *, boundaries: Sequence[float] | None = None
-    ) -> None:
-        """A new synchronous instrument exists."""
-
-    def observed(self, instrument: TrackingObservable) -> None:
-        """A new observable instrument exists."""
-
 
 class TrackingInstrument:
     """What all synchronous instruments share: identity, caches, and the way into the journal."""
@@ -61,16 +55,21 @@ class TrackingInstrument:
     kind: ClassVar[Kind]
 
     def __init__(self, owner: Owner, meter: str, name: str, unit: str, description: str) -> None:
-        self._owner = owner
+        self.owner = owner
         self._recorder = owner.recorder
         self.meter = meter
         self.name = name
-        self.unit = unit
-        self.description = description
+        self.unit = unit or ""
+        self.description = description or ""
         self._plain: SeriesHandle | None = None
         # names of the attributes -> (values of all but the step, values -> series)
         self._plans: dict[tuple[str, ...], tuple[_Getter, dict[Any, SeriesHandle]]] = {}
         self._recorder.add_cache(self)
+
+    @property
+    def identity(self) -> tuple[object, ...]:
+        """What makes two instruments the same one; who records it is part of that."""
+        return (self.owner, self.meter, self.name, self.kind, self.unit)
 
     def reset(self) -> None:
         """Forget the series of a journal that is closed."""
@@ -92,12 +91,14 @@ class TrackingInstrument:
                         return self._record_any(amount, attributes, context)
                     try:
                         data = pack_point(word, step, _time_ns(), amount)
-                    except struct.error:  # a step beyond 64 bits
+                    except struct.error as error:  # a step beyond 64 bits
+                        if not raised_here(error):
+                            raise
                         return self._record_any(amount, attributes, context)
                     try:
                         series.journal.write(data)
                     except ValueError as error:
-                        if not full(error):
+                        if not raised_here(error):
                             raise
                         if not series.journal.overflow(data):  # the run has ended; maybe a next one began
                             self._record_any(amount, attributes, context)
@@ -111,7 +112,9 @@ class TrackingInstrument:
             return None
         try:
             return plan[1].get(plan[0](attributes))
-        except TypeError:  # a list among the values
+        except TypeError as error:  # a list among the values
+            if not raised_here(error):
+                raise
             return None
 
     def _record_any(self, amount: float, attributes: Attributes, context: Context | None) -> None:
@@ -119,27 +122,29 @@ class TrackingInstrument:
         try:
             registry = recorder.opened()
             if registry is None:
-                self._owner.pass_on(self, amount, attributes)
+                self.owner.pass_on(self, amount, attributes)
                 return
             step, rest = split_step(attributes)
             series = self._series(registry, attributes, rest)
             recorder.point(series, amount, step=ambient(context) if step is None else step)
-        except Exception as error:  # whose error it is decides `failed`
+        except Exception as error:  # noqa: BLE001 - whose error it is decides `failed`
             recorder.failed(error)
 
     def _series(
         self, registry: SeriesRegistry, attributes: Attributes, rest: dict[str, AttributeValue]
     ) -> SeriesHandle:
         if not rest:
-            if self._plain is None:
-                self._plain = self._define(registry, rest)
-            return self._plain
+            plain = self._plain
+            if plain is None or plain.journal is not registry.journal:  # set while a run ended: of that run
+                plain = self._plain = self._define(registry, rest)
+            return plain
         series = self._define(registry, rest)
         if (
             attributes
             and STEP_ATTRIBUTE in attributes
             and len(attributes) == len(rest) + 1
             # Only texts: 1, True and 1.0 are one key of a dict, and three series.
+            and all(type(key) is str for key in attributes)
             and all(type(attributes[key]) is str for key in rest)
         ):
             names = tuple(attributes)
@@ -224,21 +229,49 @@ class TrackingObservable(TrackingInstrument):
         description: str,
     ) -> None:
         super().__init__(owner, meter, name, unit, description)
-        self._callbacks = [_as_function(callback) for callback in callbacks or ()]
-        self._observing = threading.RLock()  # a generator can't be asked by two threads at once
+        self.callbacks: list[CallbackT] = []
+        self._questions: list[_Question] = []
+        self._asking = threading.RLock()  # a generator can't be asked by two threads at once
+        self.add_callbacks(callbacks or ())
+
+    def add_callbacks(self, callbacks: Iterable[CallbackT]) -> None:
+        """Ask these too, from now on."""
+        for callback in callbacks:
+            if callback not in self.callbacks:
+                self.callbacks.append(callback)
+                self._questions.append(_as_function(callback))
+
+    def in_child(self) -> None:
+        """This is a forked child: the lock may be held by a thread that is not here."""
+        self._asking = threading.RLock()
 
     def observe(self, options: CallbackOptions) -> list[Observation]:
-        """Ask the callbacks and record what they say."""
-        with self._observing:
-            observations: list[Observation] = []
-            for callback in self._callbacks:
+        """Ask the callbacks and record what they say.
+
+        Returns:
+            What they said, without the step.
+        """
+        observations = self.ask(options)
+        for observation in observations:
+            self._record(observation.value, observation.attributes, observation.context)
+        return [
+            Observation(observation.value, split_step(observation.attributes)[1], observation.context)
+            for observation in observations
+        ]
+
+    def ask(self, options: CallbackOptions) -> list[Observation]:
+        """Ask the callbacks; what is wrong with one of them does not keep the others from being asked."""
+        observations: list[Observation] = []
+        with self._asking:
+            for question in list(self._questions):
                 try:
-                    observations.extend(callback(options))
-                except Exception as error:  # the user's callback; it must not end the sampling of others
+                    observations.extend(question(options))
+                except Exception as error:  # noqa: BLE001 - the user's callback may raise anything
                     self._recorder.refuse(f"{self.name!r}", f"its callback raised {type(error).__name__}")
-            for observation in observations:
-                self._record(observation.value, observation.attributes, observation.context)
-            return [_without_step(observation) for observation in observations]
+        sound = [observation for observation in observations if isinstance(observation, Observation)]
+        if len(sound) < len(observations):
+            self._recorder.refuse(f"{self.name!r}", "its callback gave something that is no Observation")
+        return sound
 
 
 class TrackingObservableGauge(TrackingObservable, ObservableGauge):
@@ -270,30 +303,34 @@ def split_step(attributes: Attributes) -> tuple[int | None, dict[str, AttributeV
     step = None
     taken = ""
     for key in (STEP_ATTRIBUTE, *STEP_ALIASES):
-        step = as_step(attributes.get(key))
-        if step is not None:
+        value = attributes.get(key)
+        if value is not None and (step := as_step(value)) is not None:
             taken = key
             break
     return step, {str(key): _attribute(value) for key, value in attributes.items() if key != taken}
 
 
 def _attribute(value: object) -> AttributeValue:
-    if isinstance(value, str | bool | int | float):
+    """The value as one of the types of which a journal keeps every one apart, and no others."""
+    if isinstance(value, bool):
         return value
+    if isinstance(value, str):
+        return str.__str__(value)  # an enum's member would read back as something else
+    if isinstance(value, int):
+        return int(value)
+    if isinstance(value, float):
+        return float(value)
     if isinstance(value, Sequence) and not isinstance(value, bytes | bytearray):
-        return tuple(v if isinstance(v, str | bool | int | float) else str(v) for v in value)
+        items = (_attribute(item) for item in value)
+        return tuple(str(item) if isinstance(item, tuple) else item for item in items)
     number = to_number(value)
     if isinstance(number, Number):
         return int(number.value) if number.integer else number.value
     return str(value)
 
 
-def _without_step(observation: Observation) -> Observation:
-    return Observation(observation.value, split_step(observation.attributes)[1])
-
-
-def _as_function(callback: CallbackT) -> Callable[[CallbackOptions], Iterable[Observation]]:
-    """A callback that is a generator, asked as the API says: started once, then sent the options."""
+def _as_function(callback: CallbackT) -> _Question:
+    """A generator is asked as the SDK asks it: run to its first `yield`, then sent the options."""
     if callable(callback):
         return callback
     generator = callback
@@ -304,8 +341,8 @@ def _as_function(callback: CallbackT) -> Callable[[CallbackOptions], Iterable[Ob
         try:
             if not started:
                 started = True
-                return next(generator)
-            return generator.send(options)
+                next(generator)
+            return generator.send(options) or ()
         except StopIteration:
             return ()
 

@@ -8,11 +8,12 @@ import logging
 import os
 import sys
 import threading
-from types import TracebackType
+from collections.abc import Callable
+from types import ModuleType
 from typing import Final
 
 from opentelemetry import metrics, trace
-from opentelemetry.metrics import MeterProvider
+from opentelemetry.metrics import MeterProvider, NoOpMeterProvider
 from opentelemetry.trace import TracerProvider
 
 from otel_tracking import settings
@@ -24,6 +25,7 @@ from otel_tracking.session import RunRequest, RunSession, open_pending, wants
 from otel_tracking.spans import TrackingSpanProcessor, TrackingTracerProvider
 
 _LOG: Final = logging.getLogger(__name__)
+_DISABLED: Final = "OTEL_SDK_DISABLED is true"
 
 
 class Process:
@@ -40,10 +42,11 @@ class Process:
         self.provider = TrackingMeterProvider(self.recorder, meters=settings.METERS.get() or DEFAULT_METERS)
         self.session: RunSession | None = None
         self._runs = 0
-        self._wrapped = False
         self._watched = False
-        self._failed = False
-        self._own_tracers: TracerProvider | None = None
+        self._meters_offered = False
+        self._processor = TrackingSpanProcessor(self.recorder)
+        self._tracers: TrackingTracerProvider | None = None
+        self._listening: list[TracerProvider] = []
         self._pid = os.getpid()
 
     # Ways in
@@ -51,62 +54,73 @@ class Process:
     def install(self) -> None:
         """Make what goes through OpenTelemetry's API recorded, whoever sets a provider and when.
 
-        Wraps the public `set_meter_provider` and `set_tracer_provider`: an SDK provider that is set
-        later is attached, one that is there already is attached now.
+        An SDK provider that is there already is attached now, one that is set later is then.
         """
         with self.recorder.lock:
-            if self._wrapped:
-                return
-            self._wrapped = True
             if settings.SDK_DISABLED.get():
-                self.recorder.mute("OTEL_SDK_DISABLED is true", quiet=True)
+                self.recorder.mute(_DISABLED, quiet=True)
                 return
-            self._install_metrics()
-            self._install_traces()
+            meters = metrics.get_meter_provider()
+            if not _is_set(meters):
+                set_meter_provider = metrics.set_meter_provider
+                set_meter_provider(self.offered_meters())
+            elif meters is not self.provider:
+                self.provider.attach(meters)
+            tracers = trace.get_tracer_provider()
+            if isinstance(tracers, trace.ProxyTracerProvider):
+                set_tracer_provider = trace.set_tracer_provider
+                set_tracer_provider(self.offered_tracers())
+            elif tracers is not self._tracers:
+                self._listen(tracers)
             self.watch_exit()
 
-    def _install_metrics(self) -> None:
-        set_provider = metrics.set_meter_provider
+    def offered_meters(self) -> MeterProvider:
+        """What becomes the global meter provider. Whoever sets another one has that attached to it."""
+        if settings.SDK_DISABLED.get():
+            return NoOpMeterProvider()
+        if not self._meters_offered:
+            self._meters_offered = True
+            set_provider = metrics.set_meter_provider
 
-        @functools.wraps(set_provider)
-        def set_meter_provider(meter_provider: MeterProvider) -> None:
-            if meter_provider is not self.provider:
-                self.provider.attach(meter_provider)
+            @functools.wraps(set_provider)
+            def set_meter_provider(meter_provider: MeterProvider) -> None:
+                if meter_provider is self.provider or not self.provider.attach(meter_provider):
+                    set_provider(meter_provider)
 
-        present = _present(metrics.get_meter_provider())
-        if present is None:
-            set_provider(self.provider)
-        elif present is not self.provider:
-            self.provider.attach(present)
-        metrics.set_meter_provider = set_meter_provider
+            _replace(set_provider, set_meter_provider)
+        return self.provider
 
-    def _install_traces(self) -> None:
-        set_provider = trace.set_tracer_provider
-        processor = TrackingSpanProcessor(self.recorder)
+    def offered_tracers(self) -> TracerProvider:
+        """What becomes the global tracer provider. Whoever sets another one has that attached to it."""
+        if settings.SDK_DISABLED.get():
+            return trace.NoOpTracerProvider()
+        if self._tracers is None:
+            own = self._tracers = TrackingTracerProvider(self._processor)
+            set_provider = trace.set_tracer_provider
 
-        @functools.wraps(set_provider)
-        def set_tracer_provider(tracer_provider: TracerProvider) -> None:
-            add = getattr(tracer_provider, "add_span_processor", None)
-            if add is not None:
-                add(processor)
-            own = self._own_tracers
-            if isinstance(own, TrackingTracerProvider):
-                own.attach(tracer_provider)
-            else:
-                set_provider(tracer_provider)
+            @functools.wraps(set_provider)
+            def set_tracer_provider(tracer_provider: TracerProvider) -> None:
+                if tracer_provider is own or not own.attach(tracer_provider):
+                    set_provider(tracer_provider)
+                else:
+                    self._listen(tracer_provider)
 
-        present = trace.get_tracer_provider()
-        if isinstance(present, trace.ProxyTracerProvider):
-            self._own_tracers = TrackingTracerProvider(processor)
-            set_provider(self._own_tracers)
-        elif hasattr(present, "add_span_processor"):
-            present.add_span_processor(processor)
-        else:
+            _replace(set_provider, set_tracer_provider)
+        return self._tracers
+
+    def _listen(self, provider: TracerProvider) -> None:
+        """Record the spans of an SDK provider of the user's; once, however often it is set."""
+        if any(provider is known for known in self._listening):
+            return
+        self._listening.append(provider)
+        add_span_processor = getattr(provider, "add_span_processor", None)
+        if add_span_processor is None:
             _LOG.warning(
                 "the global tracer provider %s takes no span processors: spans give no steps and no times",
-                type(present).__name__,
+                type(provider).__name__,
             )
-        trace.set_tracer_provider = set_tracer_provider
+        else:
+            add_span_processor(self._processor)
 
     # Runs
 
@@ -116,17 +130,19 @@ class Process:
         Raises:
             TrackingError, OSError: The journal can't be opened.
         """
+        if self._pid != os.getpid():  # a forked child that becomes a rank of its own
+            self._pid, self.session = os.getpid(), None
+            self._register_exit()
+            self.provider.revive()
+        self.end(self.status())
         with self.recorder.lock:
-            if self._pid != os.getpid():  # a forked child that becomes a rank of its own
-                self._pid, self.session, self._runs = os.getpid(), None, 0
-                self._watched = False
-                self.watch_exit()
-            if self.session is not None:
-                self.end(self.status())
+            self.session = None
             rank = detect()
             self._runs += 1
+            if settings.SDK_DISABLED.get():
+                self.recorder.mute(_DISABLED, quiet=True)
+                return None
             if not wants(request, rank):
-                self.session = None
                 self.recorder.mute(f"rank {rank.rank} is not recorded", quiet=True)
                 return None
             self.recorder.unmute()
@@ -152,35 +168,39 @@ class Process:
             recorder.mute(f"rank {rank.rank} is not recorded", quiet=True)
 
     def end(self, status: RunStatus, timeout: float | None = None) -> Receipt | None:
-        """End the run; None if there is none."""
-        with self.recorder.lock:
-            session = self.session
-            if session is None or self._pid != os.getpid():
-                return None
-            self.provider.before_end()
-            return session.end(status, settings.END_TIMEOUT.get() if timeout is None else timeout)
+        """End the run; None if there is none.
+
+        The recorder's lock is not held: what is still recording must not wait for delivery.
+        """
+        session = self.session
+        if session is None or self._pid != os.getpid():
+            return None
+        if not session.ended:
+            try:
+                self.provider.before_end()
+            except Exception:  # noqa: BLE001 - of the user's SDK readers; the run has to end all the same
+                _LOG.exception("the SDK meter provider did not take the last measurements")
+        return session.end(status, settings.END_TIMEOUT.get() if timeout is None else timeout)
 
     # How the process ends
 
     def status(self) -> RunStatus:
-        """How a run that ends now ended, as far as this process can tell."""
-        return RunStatus.FAILED if self._failed or sys.exc_info()[0] is not None else RunStatus.FINISHED
+        """How a run that ends now ended, as far as this process can tell.
+
+        The interpreter keeps the exception that ends it, whoever has replaced `sys.excepthook`; in a
+        shell or notebook that is the last error of any input, and ends nothing. What `sys.exit` was
+        given is gone by the time exit handlers run.
+        """
+        error = sys.exc_info()[1]
+        if error is None and not hasattr(sys, "ps1"):
+            error = getattr(sys, "last_value", None)
+        return status_of(error)
 
     def watch_exit(self) -> None:
-        """End the run when the interpreter exits, and notice when an exception is why."""
-        if self._watched:
-            return
-        self._watched = True
-        self._register_exit()
-        hook = sys.excepthook
-
-        def excepthook(
-            kind: type[BaseException], error: BaseException, traceback: TracebackType | None
-        ) -> None:
-            self._failed = True
-            hook(kind, error, traceback)
-
-        sys.excepthook = excepthook
+        """End the run when the interpreter exits."""
+        if not self._watched:
+            self._watched = True
+            self._register_exit()
 
     def _register_exit(self) -> None:
         # Again after each tracker's start: handlers run last in, first out, and the trackers' SDKs
@@ -189,13 +209,35 @@ class Process:
         atexit.register(self._at_exit)
 
     def _at_exit(self) -> None:
-        if self._pid == os.getpid():
-            self.end(self.status())
+        if self._pid != os.getpid():
+            return
+        if self.session is None and sys.version_info < (3, 12):  # later ones can't start a run's threads here
+            self.provider.sample()
+        self.end(self.status())
+        journal = self.recorder.journal
+        if journal is not None and not journal.closed:  # no run has begun
+            self.recorder.close(self.status())
+            _LOG.warning("no run has begun: what was recorded is in %s", journal.path)
 
 
-def _present(provider: MeterProvider) -> MeterProvider | None:
-    """The global provider, unless it is the API's stand-in for one that is not set yet."""
-    return None if type(provider).__module__.startswith("opentelemetry.metrics.") else provider
+def status_of(error: BaseException | None) -> RunStatus:
+    """How a run ended that an exception ended, or none."""
+    if error is None or (isinstance(error, SystemExit) and error.code in (None, 0)):
+        return RunStatus.FINISHED
+    return RunStatus.KILLED if isinstance(error, KeyboardInterrupt) else RunStatus.FAILED
+
+
+def _is_set(provider: MeterProvider) -> bool:
+    """Whether this is a provider that was set, and not the API's stand-in for one that will be."""
+    return not type(provider).__module__.startswith("opentelemetry.metrics.")
+
+
+def _replace(original: Callable[..., None], wrapper: Callable[..., None]) -> None:
+    """Put a wrapper in the place of a public function, also where `from ... import` has taken it."""
+    name = original.__name__
+    for module in list(sys.modules.values()):
+        if isinstance(module, ModuleType) and vars(module).get(name) is original:
+            setattr(module, name, wrapper)
 
 
 _process: Process | None = None
@@ -209,4 +251,3 @@ def process() -> Process:
         if _process is None:
             _process = Process()
         return _process
-

@@ -6,7 +6,9 @@ journal at its first record, from the `opener` it was given.
 
 from __future__ import annotations
 
+import _thread
 import errno
+import functools
 import logging
 import os
 import shutil
@@ -15,16 +17,17 @@ import threading
 import time
 import weakref
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, TypeAlias
 
-from otel_tracking.errors import JournalError
+from otel_tracking.errors import JournalError, JournalFull, raised_here
+from otel_tracking.journal.continuing import continued, next_steps
 from otel_tracking.journal.entries import entry_bytes
 from otel_tracking.journal.format import RecordType, crc32c, pack_head, pack_point
-from otel_tracking.journal.reader import read_records
-from otel_tracking.journal.writer import JournalWriter
+from otel_tracking.journal.waiting import wait_until
+from otel_tracking.journal.writer import JournalWriter, Outcome
 from otel_tracking.records import Kind, RunStatus
 from otel_tracking.registry import RowShape, SeriesHandle, SeriesRegistry
 from otel_tracking.steps import ambient, as_step
@@ -35,6 +38,11 @@ _time_ns: Final = time.time_ns
 _OUR_CODE: Final = ("otel_tracking", "opentelemetry", "numpy", "json", "struct", "weakref", "threading")
 MAX_ROW: Final = 4096
 """Values in one row record; a longer `log` becomes several rows."""
+_FOREVER: Final = 1e9
+_IN_BETWEEN: Final = "recorded by a signal handler while a run began or ended"
+
+_Column: TypeAlias = tuple[str, str, float]
+"""name, group, value"""
 
 
 class Cache(Protocol):
@@ -52,6 +60,7 @@ class Recorder:
             to be recorded.
         refused: Measurements that never became a record, by reason.
         rounded: Recorded numbers that no double holds exactly.
+        continued: The closed journal all of whose records the open one repeats, if it took one over.
         lock: Held while the journal is opened, moved or closed; whoever begins or ends a run holds it.
         opener: Called with the recorder at the first record; it calls `open`, or `mute`.
     """
@@ -59,6 +68,7 @@ class Recorder:
     def __init__(self) -> None:
         self.registry: SeriesRegistry | None = None
         self.journal: JournalWriter | None = None
+        self.continued: JournalWriter | None = None
         # `refused[reason] += 1` is atomic, as in JournalWriter.lost.
         self.refused: defaultdict[str, int] = defaultdict(int)
         self.rounded = 0
@@ -66,8 +76,9 @@ class Recorder:
         self.lock = threading.RLock()
         self._muted: str | None = None
         self._quiet = False
-        self._moving = False
-        self._caches: weakref.WeakSet[Cache] = weakref.WeakSet()
+        self._working: set[int] = set()  # threads that open or move the journal; the others wait for them
+        # By id: `valuerefs` copies in one step, while a WeakSet must not grow while it is walked.
+        self._caches: weakref.WeakValueDictionary[int, Cache] = weakref.WeakValueDictionary()
         self._rows: dict[tuple[object, ...], tuple[RowShape, None] | tuple[None, SeriesHandle]] = {}
         self._warned: set[str] = set()
         _RECORDERS.add(self)
@@ -85,11 +96,22 @@ class Recorder:
         Raises:
             JournalLocked, UnsupportedJournal, OSError: As `JournalWriter`.
         """
+        self._apart(functools.partial(self._open, directory, rank, dict(start or {})))
+
+    def _open(self, directory: Path, rank: int, start: Mapping[str, Any]) -> None:
         journal = JournalWriter(directory, rank=rank)
-        journal.append(entry_bytes(RecordType.START, dict(start or {})))
+        try:
+            journal.append(entry_bytes(RecordType.START, start))
+            registry = SeriesRegistry(journal)
+        except BaseException:
+            journal.close()
+            raise
+        self._go_on(journal, registry)
+
+    def _go_on(self, journal: JournalWriter, registry: SeriesRegistry) -> None:
         self.journal = journal
         self._muted = None
-        self.registry = SeriesRegistry(journal)
+        self.registry = registry
 
     def move(self, directory: Path, *, rank: int = 0) -> None:
         """Give the open journal its place. The writing goes on meanwhile.
@@ -97,8 +119,12 @@ class Recorder:
         If a journal of an earlier process lies there, this one's records are appended to it.
 
         Raises:
-            JournalLocked, UnsupportedJournal, OSError: As `JournalWriter`.
+            JournalLocked, UnsupportedJournal, OSError: As `JournalWriter`; the journal stays where it is.
         """
+        with self.lock:
+            self._apart(functools.partial(self._move, directory, rank))
+
+    def _move(self, directory: Path, rank: int) -> None:
         journal = self.journal
         assert journal is not None
         directory.parent.mkdir(parents=True, exist_ok=True)
@@ -107,26 +133,65 @@ class Recorder:
         except OSError as error:
             if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                 raise
-            with self.lock:  # `opened` waits here
-                self._moving = True
-                try:
-                    self._append_to(directory, journal, rank)
-                finally:
-                    self._moving = False
+            self._append_to(directory, journal, rank)
 
     def _append_to(self, directory: Path, old: JournalWriter, rank: int) -> None:
         new = JournalWriter(directory, rank=rank)
-        self.registry = None
+        try:
+            reached = next_steps(new.descriptor)
+        except BaseException:
+            new.close()
+            raise
+        self.registry = None  # from here on `opened` waits
         self._forget()
         old.close()
-        # Definitions travel along: ids are taken anew from here on, by readers and by the registry.
-        for data in read_records(old.path):
-            new.append(data)
-        shutil.rmtree(old.path, ignore_errors=True)
+        whole = True
+        for records in continued(old.path, reached):
+            whole = new.append(records) is Outcome.STORED and whole
         for reason, count in old.lost.items():
             new.lost[reason] += count
-        self.journal = new
-        self.registry = SeriesRegistry(new)
+        if whole:
+            self.continued = old
+            shutil.rmtree(old.path, ignore_errors=True)
+        else:
+            _LOG.error("%s has no space for the records in %s: they stay where they are", directory, old.path)
+        self._go_on(new, SeriesRegistry(new))
+
+    def _apart(self, work: Callable[[], None]) -> None:
+        """Do work that no signal handler may interrupt. They run in the main thread, so do it in another.
+
+        A handler that records meanwhile waits for the work to be done; one that raises ends the wait
+        alone.
+        """
+        if threading.current_thread() is not threading.main_thread():
+            self._do(work)
+            return
+        results: list[BaseException | None] = []
+
+        def run() -> None:
+            try:
+                self._do(work)
+            except BaseException as error:  # noqa: BLE001 - raised below, in the thread that asked
+                results.append(error)
+            else:
+                results.append(None)
+
+        wait_until(lambda: bool(results), _FOREVER, begin=lambda: _thread.start_new_thread(run, ()))
+        if results[0] is not None:
+            raise results[0]
+
+    def _do(self, work: Callable[[], None]) -> None:
+        me = threading.get_ident()
+        nested = me in self._working  # the opener calls `open`
+        self._working.add(me)
+        try:
+            work()
+        finally:
+            if not nested:
+                self._working.discard(me)
+
+    def _others_work(self) -> bool:
+        return bool(self._working - {threading.get_ident()})
 
     def mute(self, reason: str, *, quiet: bool = False) -> None:
         """Record nothing any more; what comes is counted under the reason, unless `quiet`."""
@@ -141,6 +206,7 @@ class Recorder:
 
     def close(self, status: RunStatus) -> None:
         """Note how the run ended and close the journal."""
+        wait_until(lambda: not self._others_work(), _FOREVER)
         journal = self.journal
         self.mute("recorded after the run had ended")
         if journal is not None and not journal.closed:
@@ -149,33 +215,61 @@ class Recorder:
 
     def add_cache(self, cache: Cache) -> None:
         """Have `cache.reset()` called when the journal changes."""
-        self._caches.add(cache)
+        self._caches[id(cache)] = cache
 
     def _forget(self) -> None:
         self._rows.clear()
-        for cache in list(self._caches):
-            cache.reset()
+        for reference in self._caches.valuerefs():
+            cache = reference()
+            if cache is not None:
+                cache.reset()
 
-    def opened(self) -> SeriesRegistry | None:
-        """The registry, opening the journal at the first record; None when nothing is recorded."""
-        if self.registry is not None:
-            return self.registry
-        if self._moving:
-            with self.lock:
+    def opened(self, measurements: int = 1) -> SeriesRegistry | None:
+        """The registry, opening the journal at the first record; None when nothing is recorded.
+
+        Args:
+            measurements: How many to count as not recorded in that case.
+        """
+        asked = False
+        while (registry := self.registry) is None:
+            if self._others_work():
+                wait_until(lambda: not self._others_work(), _FOREVER)
+            elif self._muted is not None:
+                self._count_muted(self._muted, measurements)
+                return None
+            elif self.opener is None or asked:
                 return self.registry
-        if self._muted is None and self.opener is not None:
-            with self.lock:
-                if self.registry is None and self._muted is None:
-                    try:
-                        self.opener(self)
-                    except (JournalError, OSError) as error:
-                        self.warn_once(f"nothing is recorded: {error}")
-                        self.mute(f"no journal: {error}")
-        if self.registry is None and self._muted is not None and not self._quiet:
-            self.refused[self._muted] += 1
-            if self._muted.startswith("recorded after"):
-                self.warn_once("measurements after the end of the run are not recorded, only counted")
-        return self.registry
+            elif self._holds_lock():
+                self.refused[_IN_BETWEEN] += measurements
+                return None
+            else:
+                self._apart(self._ask_opener)
+                asked = True
+        return registry
+
+    def _holds_lock(self) -> bool:
+        """Whether this thread begins or ends a run just now, so that this is a signal handler in it."""
+        try:
+            threading.Condition(self.lock).notify()  # the public way to ask a lock
+        except RuntimeError:
+            return False
+        return True
+
+    def _ask_opener(self) -> None:
+        with self.lock:
+            if self.registry is None and self._muted is None and self.opener is not None:
+                try:
+                    self.opener(self)
+                except (JournalError, OSError) as error:
+                    self.warn_once(f"nothing is recorded: {error}")
+                    self.mute(f"no journal: {error}")
+
+    def _count_muted(self, reason: str, measurements: int) -> None:
+        if self._quiet:
+            return
+        self.refused[reason] += measurements
+        if reason.startswith("recorded after"):
+            self.warn_once("measurements after the end of the run are not recorded, only counted")
 
     def not_recorded(self) -> dict[str, int]:
         """Measurements that never reached the journal, by reason."""
@@ -206,9 +300,13 @@ class Recorder:
         """
         if not _ours(error.__traceback__):
             raise error
-        self.refused[f"internal error: {type(error).__name__}"] += 1
-        if str(error) not in self._warned:
-            self._warned.add(str(error))
+        if isinstance(error, JournalFull):
+            self.refused[str(error)] += 1
+            return
+        reason = f"internal error: {type(error).__name__}"
+        self.refused[reason] += 1
+        if reason not in self._warned:
+            self._warned.add(reason)
             _LOG.exception("a measurement could not be recorded; training goes on")
 
     # What is recorded
@@ -229,14 +327,39 @@ class Recorder:
             step: None means a count of the series.
             time_ns: Nanoseconds since the epoch; None is now.
         """
-        number = self._number(series.series.name, value)
-        if number is None:
-            return
-        word = series.integer_word if number.integer else series.word
-        if step is None:
-            flag, step = series.automatic()
-            word |= flag
-        series.journal.append(pack_point(word, step, time_ns or _time_ns(), number.value))
+        integer = False
+        if isinstance(value, float):
+            number: float = value
+        else:
+            what = self._number(series.series.name, value)
+            if what is None:
+                return
+            number, integer = what.value, what.integer
+        now = time_ns or _time_ns()
+
+        def point(series: SeriesHandle) -> bytes:
+            first = series.integer_word if integer else series.word
+            if step is not None:
+                return pack_point(first, step, now, number)
+            flag, count = series.automatic()
+            return pack_point(first | flag, count, now, number)
+
+        if series.journal.append(point(series)) is Outcome.CLOSED:
+            self._append(lambda registry: point(registry.again(series.series)), 1)
+
+    def _append(self, records: Callable[[SeriesRegistry], bytes], measurements: int) -> None:
+        """Append what is made for the open journal; to the next one, if it is closed or moved meanwhile."""
+        while (registry := self.opened(measurements)) is not None:
+            try:
+                outcome = registry.journal.append(records(registry))
+            except JournalFull as error:
+                self.refused[str(error)] += measurements
+                return
+            if outcome is not Outcome.CLOSED:
+                return
+            if self.registry is registry:
+                self.refused[outcome.value] += measurements
+                return
 
     def log(
         self,
@@ -253,12 +376,13 @@ class Recorder:
             options: By tracker: what its own call takes (`log_kwargs`).
         """
         try:
-            if step.__class__ is int and not options:
+            number = ambient() if step is None else step
+            if number.__class__ is int and values.__class__ is dict and not options:
                 row = self._rows.get(tuple(values))
-                if row is not None and self._known_row(row, values, step):
+                if row is not None and self._known_row(row, values, number):
                     return
             self._log(values, step, options)
-        except Exception as error:  # whose error it is decides `failed`
+        except Exception as error:  # noqa: BLE001 - whose error it is decides `failed`
             self.failed(error)
 
     def _known_row(
@@ -267,10 +391,14 @@ class Recorder:
         values: Mapping[str, Any],
         step: int,
     ) -> bool:
-        numbers = values.values()
+        numbers: Collection[float] = values.values()
         for number in numbers:
             if number.__class__ is not float:
-                return False
+                exact = _exact(numbers)
+                if exact is None:
+                    return False
+                numbers = exact
+                break
         shape, series = row
         try:
             if shape is not None:
@@ -282,19 +410,20 @@ class Recorder:
                 (number,) = numbers
                 data = pack_point(series.word, step, _time_ns(), number)
                 journal = series.journal
-        except struct.error:  # a step beyond 64 bits
+        except struct.error as error:  # a step beyond 64 bits
+            if not raised_here(error):
+                raise
             return False
         try:
             journal.write(data)
         except ValueError as error:
-            if not full(error):
+            if not raised_here(error):
                 raise
             return journal.overflow(data)
         return True
 
     def _log(self, values: Mapping[str, Any], step: object, options: Mapping[str, Any] | None) -> None:
-        registry = self.opened()
-        if registry is None:
+        if self.opened(len(values) if isinstance(values, Mapping) else 1) is None:
             return
         if not isinstance(values, Mapping):
             self.refuse(f"log({values!r:.80})", f"log takes a mapping, not {type(values).__name__}")
@@ -305,74 +434,74 @@ class Recorder:
             return
         now = _time_ns()
         texts: list[bytes] = []
-        columns: list[tuple[SeriesHandle, float]] = []
+        columns: list[_Column] = []
         for name, group, value in flatten(values):
             if isinstance(value, Number):
                 self._note(name, value)
-                columns.append((registry.series(name=name, kind=Kind.GAUGE, group=group), value.value))
+                columns.append((name, group, value.value))
             elif isinstance(value, str):
                 text = {"tag": name, "text": value, "options": _jsonable(options)}
                 texts.append(entry_bytes(RecordType.TEXT, text, step=number or 0, time_ns=now))
             else:
                 self.refuse(repr(name), value.reason)
-        journal = registry.journal
-        if columns:
-            for start in range(0, len(columns), MAX_ROW):
-                part = columns[start : start + MAX_ROW]
-                head = b""
-                if options:
-                    content = {"options": _jsonable(options), "points": len(part)}
-                    head = entry_bytes(RecordType.OPTIONS, content, time_ns=now)
-                journal.append(head + self._row_bytes(registry, part, number, now))
-            if all(isinstance(value, float) for value in values.values()):
-                self._remember(registry, tuple(values), columns)
+        keys = () if any(isinstance(value, Mapping) for value in values.values()) else tuple(values)
+        for start in range(0, len(columns), MAX_ROW):
+            part = columns[start : start + MAX_ROW]
+            self._append(functools.partial(self._row, part, number, now, options, keys), len(part))
         for text_bytes in texts:
-            journal.append(text_bytes)
+            self._append(functools.partial(_as_it_is, text_bytes), 1)
 
-    def _row_bytes(
+    def _row(
         self,
-        registry: SeriesRegistry,
-        columns: list[tuple[SeriesHandle, float]],
+        columns: list[_Column],
         step: int | None,
         now: int,
+        options: Mapping[str, Any] | None,
+        keys: tuple[str, ...],
+        registry: SeriesRegistry,
     ) -> bytes:
+        series = [registry.series(name=name, kind=Kind.GAUGE, group=group) for name, group, _ in columns]
+        values = [value for _, _, value in columns]
         if step is None:  # each series has a count of its own
-            points = []
-            for series, value in columns:
-                flag, count = series.automatic()
-                points.append(pack_point(series.word | flag, count, now, value))
-            return b"".join(points)
-        if len(columns) == 1:
-            series, value = columns[0]
-            return pack_point(series.word, step, now, value)
-        shape = registry.shape(series for series, _ in columns)
-        payload = shape.pack(*(value for _, value in columns))
-        return pack_head(shape.word, step, now, crc32c(payload)) + payload
+            records = b""
+            for handle, value in zip(series, values, strict=True):
+                flag, count = handle.automatic()
+                records += pack_point(handle.word | flag, count, now, value)
+        elif len(series) == 1:
+            records = pack_point(series[0].word, step, now, values[0])
+        else:
+            shape = registry.shape(series)
+            payload = shape.pack(*values)
+            records = pack_head(shape.word, step, now, crc32c(payload)) + payload
+        self._remember(registry, keys, series)
+        if not options:
+            return records
+        content = {"options": _jsonable(options), "points": len(columns)}
+        return entry_bytes(RecordType.OPTIONS, content, time_ns=now) + records
 
     def _remember(
         self,
         registry: SeriesRegistry,
         keys: tuple[str, ...],
-        columns: list[tuple[SeriesHandle, float]],
+        series: list[SeriesHandle],
     ) -> None:
         """Next time, a row of these keys takes the short way."""
-        if len(columns) != len(keys) or len(keys) > MAX_ROW or not all(type(key) is str for key in keys):
+        if len(series) != len(keys) or not all(type(key) is str for key in keys):
             return
-        if len(columns) == 1:
-            self._rows[keys] = (None, columns[0][0])
-        else:
-            self._rows[keys] = (registry.shape(series for series, _ in columns), None)
+        self._rows[keys] = (None, series[0]) if len(series) == 1 else (registry.shape(series), None)
 
     def text(self, tag: str, text: str, *, step: int | None = None) -> None:
         """Record a text under a name."""
         self.entry(RecordType.TEXT, {"tag": tag, "text": text, "options": {}}, step=step)
 
     def entry(self, type_: RecordType, content: Mapping[str, Any], *, step: int | None = None) -> None:
-        """Record something that is no number."""
-        registry = self.opened()
-        if registry is not None:
-            number = ambient() if step is None else step
-            registry.journal.append(entry_bytes(type_, content, step=number or 0))
+        """Record something that is no number.
+
+        Raises:
+            TypeError, ValueError: The content has no JSON form.
+        """
+        number = ambient() if step is None else step
+        self._append(functools.partial(_as_it_is, entry_bytes(type_, content, step=number or 0)), 1)
 
     def _number(self, name: str, value: object) -> Number | None:
         number = to_number(value)
@@ -388,24 +517,40 @@ class Recorder:
             self.warn_once(f"{name!r}: {number.altered}", key=number.altered)
 
 
-def full(error: ValueError) -> bool:
-    """Whether a ValueError comes from the map's own `write`: a signal handler's has frames below."""
-    return error.__traceback__ is None or error.__traceback__.tb_next is None
+def _exact(values: Iterable[object]) -> list[float] | None:
+    """Values as doubles; None if one of them is no number, or none that a double holds exactly."""
+    numbers: list[float] = []
+    for value in values:
+        if value.__class__ is float or (value.__class__ is int and -(2**53) <= value <= 2**53):
+            numbers.append(value)
+            continue
+        number = value if isinstance(value, str | Mapping) else to_number(value)
+        if not isinstance(number, Number) or number.altered:
+            return None
+        numbers.append(number.value)
+    return numbers
+
+
+def _as_it_is(record: bytes, registry: SeriesRegistry) -> bytes:
+    return record
 
 
 def _ours(traceback: TracebackType | None) -> bool:
-    name = ""
+    """Whether all code on the way is ours or of what we call; other code is a handler's, or a value's."""
     while traceback is not None:
         name = str(traceback.tb_frame.f_globals.get("__name__", ""))
+        if name.split(".")[0] not in _OUR_CODE:
+            return False
         traceback = traceback.tb_next
-    return name.split(".")[0] in _OUR_CODE
+    return True
 
 
 def _jsonable(options: Mapping[str, Any] | None) -> dict[str, Any]:
     """Options as JSON holds them; what it can't hold becomes its text."""
     return {
-        str(tracker): {str(k): v if _plain(v) else str(v) for k, v in dict(of).items()}
+        str(tracker): {str(k): v if _plain(v) else str(v) for k, v in of.items()}
         for tracker, of in (options or {}).items()
+        if isinstance(of, Mapping)
     }
 
 
@@ -421,8 +566,8 @@ def _after_fork_in_child() -> None:
         recorder.mute("recorded in a forked child", quiet=True)
         recorder.journal = None
         recorder.lock = threading.RLock()
+        recorder._working.clear()
 
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork_in_child)
-

@@ -7,19 +7,24 @@ ended in an error adds one to the counter `errors/<name>`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import functools
+import inspect
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from types import TracebackType
 from typing import Any
 
 from opentelemetry import trace
 from opentelemetry.context import Context
 from opentelemetry.sdk.trace import ReadableSpan, Span, SpanProcessor
 from opentelemetry.sdk.trace import TracerProvider as SdkTracerProvider
+from opentelemetry.sdk.trace.sampling import ALWAYS_ON
 from opentelemetry.trace import StatusCode, Tracer, TracerProvider
 from opentelemetry.util.types import Attributes
 
 from otel_tracking.recorder import Recorder
 from otel_tracking.records import Kind
-from otel_tracking.steps import ended_span_step, enter_span
+from otel_tracking.steps import STEP_ATTRIBUTE, ambient, as_step, ended_span_step, enter_span
 
 NANOSECONDS = 1e9
 
@@ -32,7 +37,10 @@ class TrackingSpanProcessor(SpanProcessor):
 
     def on_start(self, span: Span, parent_context: Context | None = None) -> None:
         """Remember the parent: it may have the step, or get it later."""
-        enter_span(span, trace.get_current_span(parent_context))
+        try:
+            enter_span(span, trace.get_current_span(parent_context))
+        except Exception as error:  # noqa: BLE001 - whose error it is decides `failed`
+            self._recorder.failed(error)
 
     def on_end(self, span: ReadableSpan) -> None:
         """Record the duration, and the error if it ended in one."""
@@ -41,7 +49,7 @@ class TrackingSpanProcessor(SpanProcessor):
             registry = recorder.opened()
             if registry is None or span.end_time is None or span.start_time is None:
                 return
-            step = ended_span_step(span.get_span_context(), span.attributes)
+            step = _step_of(span)
             seconds = (span.end_time - span.start_time) / NANOSECONDS
             series = registry.series(name=f"time/{span.name}", kind=Kind.GAUGE, unit="s")
             recorder.point(series, seconds, step=step, time_ns=span.end_time)
@@ -59,6 +67,15 @@ class TrackingSpanProcessor(SpanProcessor):
         return True
 
 
+def _step_of(span: ReadableSpan) -> int | None:
+    """The step of an ended span: its own, else as for a measurement at its end."""
+    step = as_step((span.attributes or {}).get(STEP_ATTRIBUTE))
+    if step is None:
+        # Which span is the current one here says nothing: this one may end anywhere.
+        step = ambient(trace.set_span_in_context(trace.INVALID_SPAN))
+    return ended_span_step(span.get_span_context(), span.attributes) if step is None else step
+
+
 class TrackingTracerProvider(TracerProvider):
     """The global tracer provider until the user sets one, and the way to it from then on.
 
@@ -66,13 +83,23 @@ class TrackingTracerProvider(TracerProvider):
     """
 
     def __init__(self, processor: TrackingSpanProcessor) -> None:
-        own = SdkTracerProvider()
+        # OTEL_TRACES_SAMPLER thins out what is exported; nothing is, from here.
+        own = SdkTracerProvider(sampler=ALWAYS_ON)
         own.add_span_processor(processor)
         self.provider: TracerProvider = own
+        self._attached = False
 
-    def attach(self, provider: TracerProvider) -> None:
-        """Let an SDK provider of the user's make all spans from now on."""
+    def attach(self, provider: TracerProvider) -> bool:
+        """Let an SDK provider of the user's make all spans from now on.
+
+        Returns:
+            False, and nothing is done, if another one does already.
+        """
+        if self._attached:
+            return self.provider is provider
+        self._attached = True
         self.provider = provider
+        return True
 
     def get_tracer(
         self,
@@ -111,4 +138,41 @@ class _Tracer(Tracer):
         return self._current().start_span(*args, **kwargs)
 
     def start_as_current_span(self, *args: Any, **kwargs: Any) -> Any:
-        return self._current().start_as_current_span(*args, **kwargs)
+        return _CurrentSpan(lambda: self._current().start_as_current_span(*args, **kwargs))
+
+
+class _CurrentSpan:
+    """A span for a `with` block or, as a decorator, for each call of a function, async ones too.
+
+    Which provider makes it is decided when it is entered: decorators run at import, before the
+    user's provider is set.
+    """
+
+    def __init__(self, begin: Callable[[], AbstractContextManager[trace.Span]]) -> None:
+        self._begin = begin
+
+    def __enter__(self) -> trace.Span:
+        self._scope = self._begin()
+        return self._scope.__enter__()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> bool | None:
+        return self._scope.__exit__(kind, error, traceback)
+
+    def __call__(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        if inspect.iscoroutinefunction(function):
+
+            @functools.wraps(function)
+            async def within_span_later(*args: Any, **kwargs: Any) -> Any:
+                with self._begin():
+                    return await function(*args, **kwargs)
+
+            return within_span_later
+
+        @functools.wraps(function)
+        def within_span(*args: Any, **kwargs: Any) -> Any:
+            with self._begin():
+                return function(*args, **kwargs)
+
+        return within_span

@@ -25,7 +25,7 @@ STEP_ALIASES: Final = ("step", "global_step")
 _SCOPE: Final = create_key("otel-tracking-step")
 _process_step: int | None = None
 _parents: Final[WeakKeyDictionary[Span, Span]] = WeakKeyDictionary()
-_started: Final[WeakValueDictionary[SpanContext, Span]] = WeakValueDictionary()
+_started: Final[WeakValueDictionary[tuple[int, int], Span]] = WeakValueDictionary()
 
 
 def as_step(value: object) -> int | None:
@@ -96,13 +96,17 @@ def enter_span(span: Span, parent: Span) -> None:
     """Remember whose child a span is, so that it has its parent's step."""
     if parent is not trace.INVALID_SPAN:
         _parents[span] = parent
-        _started[span.get_span_context()] = span
+        _started[_key(span.get_span_context())] = span
 
 
-def ended_span_step(context: SpanContext, attributes: Mapping[str, Any] | None) -> int | None:
+def ended_span_step(context: SpanContext | None, attributes: Mapping[str, Any] | None) -> int | None:
     """The step of a span of which there is only the copy that the SDK hands out at its end."""
-    span = _started.get(context)
+    span = None if context is None else _started.get(_key(context))
     return as_step((attributes or {}).get(STEP_ATTRIBUTE)) if span is None else span_step(span)
+
+
+def _key(context: SpanContext) -> tuple[int, int]:
+    return context.trace_id, context.span_id
 
 
 def span_step(span: Span) -> int | None:

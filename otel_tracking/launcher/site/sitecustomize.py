@@ -1,28 +1,94 @@
 """Loaded by every Python process under `otel-tracking run`, before the program.
 
-Steps aside for a `sitecustomize` of the environment's own, then prepares recording.
+Steps aside for a `sitecustomize` of the environment's own. Most processes record nothing (package
+tools, launchers, workers), so recording is prepared, and paid for, when OpenTelemetry's API or
+otel_tracking is first imported. This file can be loaded by an interpreter that has neither.
 """
+
+from __future__ import annotations
 
 import importlib
 import os
 import sys
 
-_here = os.path.realpath(os.path.dirname(__file__))
-_others = [path for path in sys.path if os.path.realpath(path or os.getcwd()) != _here]
-_mine, sys.path[:] = sys.path[:], _others
-try:
-    del sys.modules["sitecustomize"]
-    importlib.import_module("sitecustomize")
-except ModuleNotFoundError as error:
-    if error.name != "sitecustomize":
-        raise
-finally:
-    sys.path[:] = _mine
-    sys.modules.setdefault("sitecustomize", sys.modules.get(__name__, sys))
+TYPE_CHECKING = False  # `typing` and `pathlib` would cost every process more than the rest of this
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from importlib.abc import Loader
+    from importlib.machinery import ModuleSpec
+    from types import ModuleType
+    from typing import Any
 
-try:
-    from otel_tracking.launcher.bootstrap import install
-except ImportError as error:
-    print(f"otel-tracking: nothing is recorded in {sys.executable}: {error}", file=sys.stderr)
-else:
-    install()
+_PROVIDERS = ("OTEL_PYTHON_METER_PROVIDER", "OTEL_PYTHON_TRACER_PROVIDER")
+
+
+def _install() -> None:
+    try:
+        from otel_tracking.launcher.bootstrap import install
+
+        install()
+    except Exception as error:  # noqa: BLE001 - the program must run, whatever is wrong here
+        print(f"otel-tracking: nothing is recorded in {sys.executable}: {error}", file=sys.stderr)
+        for name in _PROVIDERS:  # else OpenTelemetry would raise in the program
+            if os.environ.get(name) == "otel_tracking":
+                del os.environ[name]
+
+
+class _Loader:
+    """Loads a module by its own loader, then prepares recording."""
+
+    def __init__(self, loader: Loader) -> None:
+        self._loader = loader
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType | None:
+        return self._loader.create_module(spec)
+
+    def exec_module(self, module: ModuleType) -> None:
+        assert module.__spec__ is not None
+        module.__spec__.loader = module.__loader__ = self._loader
+        self._loader.exec_module(module)
+        _install()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._loader, name)
+
+
+class _Finder:
+    """Waits for the first module of OpenTelemetry or otel_tracking; once.
+
+    The first of any, because recording needs many of them, and none that is still being loaded.
+    """
+
+    def find_spec(
+        self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        if not (name.startswith("opentelemetry.") or name == "otel_tracking") or self not in sys.meta_path:
+            return None
+        sys.meta_path.remove(self)
+        for finder in sys.meta_path:
+            spec = finder.find_spec(name, path, target)
+            if spec is not None and spec.loader is not None:
+                spec.loader = _Loader(spec.loader)  # type: ignore[assignment]  # it has what a loader needs
+                return spec
+        sys.meta_path.insert(0, self)  # a namespace package, or not installed: wait for the next
+        return None
+
+
+def _load_others() -> None:
+    """Import the environment's own `sitecustomize`, if it has one."""
+    here = os.path.realpath(os.path.dirname(__file__))  # noqa: PTH120
+    this, path = sys.modules.pop("sitecustomize"), list(sys.path)
+    sys.path[:] = [entry for entry in path if os.path.realpath(entry or os.curdir) != here]
+    try:
+        importlib.import_module("sitecustomize")
+    except ModuleNotFoundError as error:
+        if error.name != "sitecustomize":
+            raise
+    finally:
+        added = [entry for entry in sys.path if entry not in path]
+        sys.path[:] = path + added
+        sys.modules.setdefault("sitecustomize", this)
+
+
+sys.meta_path.insert(0, _Finder())
+_load_others()
