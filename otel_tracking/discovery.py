@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import importlib.metadata
-from collections.abc import Iterable
+import logging
+from collections.abc import Collection, Iterable
 from typing import Final
 
+from otel_tracking import settings
 from otel_tracking.errors import ConfigurationError, TrackerNotInstalled, UnknownTracker
+from otel_tracking.ranks import RankPolicies, parse
 from otel_tracking.tracker import Tracker
 
+_LOG: Final = logging.getLogger(__name__)
 GROUP: Final = "otel_tracking_trackers"
 ALL: Final = "all"
 
@@ -36,13 +40,18 @@ def load(name: str) -> type[Tracker]:
     Raises:
         UnknownTracker: No package declares it.
         TrackerNotInstalled: The package it drives is missing.
-        ConfigurationError: What the entry point names is no tracker.
+        ConfigurationError: What the entry point names is no tracker, or can't be imported.
     """
     point = check(name)
     try:
         tracker = point.load()
     except ImportError as error:
         raise TrackerNotInstalled(name, str(error)) from error
+    except Exception as error:  # packages that don't fit each other raise anything at import
+        reason = f"{type(error).__name__}: {error}"
+        raise ConfigurationError(
+            f"tracker {name!r} is installed and can't be imported: {reason:.500}"
+        ) from error
     if not (isinstance(tracker, type) and issubclass(tracker, Tracker)):
         raise ConfigurationError(f"the entry point {point.value!r} is no subclass of Tracker")
     return tracker
@@ -62,3 +71,31 @@ def load_available(names: Iterable[str]) -> tuple[dict[str, type[Tracker]], dict
         except ConfigurationError as error:
             left_out[name] = str(error)
     return trackers, left_out
+
+
+def named_by_environment() -> list[str]:
+    """The trackers that OTEL_TRACKING_LOG_WITH names, each once; a name that is none is warned of."""
+    points = known()
+    names: list[str] = []
+    for name in settings.LOG_WITH.get():
+        if name == ALL:
+            names += points
+        elif name in points:
+            names.append(name)
+        else:
+            _LOG.warning("%s: %s", settings.LOG_WITH.variable, UnknownTracker(name, points))
+    return list(dict.fromkeys(names))
+
+
+def policies_by_environment(trackers: Collection[str], world_size: int | None = None) -> RankPolicies:
+    """Which ranks record, by OTEL_TRACKING_RANKS; if that is wrong, a warning and the default.
+
+    Args:
+        trackers: Names of the run's own, beside the installed ones.
+        world_size: As for `ranks.parse`.
+    """
+    try:
+        return parse(settings.RANKS.get() or None, known={*known(), *trackers}, world_size=world_size)
+    except ConfigurationError as error:
+        _LOG.warning("%s is ignored: %s", settings.RANKS.variable, error)
+        return RankPolicies()

@@ -11,7 +11,7 @@
     ├── NotStarted (RuntimeError)            `init_trackers` has not been called
     ├── JournalError
     │   ├── JournalLocked                    another process writes this journal
-    │   ├── JournalFull                      a record is larger than a segment can be
+    │   ├── JournalFull                      a record has no place, or is larger than a segment can be
     │   └── UnsupportedJournal               the journal's format is not known here
     └── Retry                                a tracker took nothing; try again later
 
@@ -21,7 +21,10 @@
 from __future__ import annotations
 
 import difflib
+import functools
+import signal
 from collections.abc import Iterable
+from types import CodeType
 
 
 class TrackingError(Exception):
@@ -111,7 +114,7 @@ class JournalLocked(JournalError):
 
 
 class JournalFull(JournalError):
-    """One record is larger than a segment may be."""
+    """A record has no place: the disk is full, or it is larger than a segment may be."""
 
 
 class UnsupportedJournal(JournalError):
@@ -128,3 +131,32 @@ class Retry(TrackingError):
     def __init__(self, reason: str, *, after: float | None = None) -> None:
         self.after = after
         super().__init__(reason)
+
+
+def raised_here(error: BaseException) -> bool:
+    """Whether the line that caught an exception raised it, by a call into C.
+
+    If not, code in Python ran inside that line. Where the line calls none, that was a signal handler.
+    """
+    return error.__traceback__ is None or error.__traceback__.tb_next is None
+
+
+def raised_by_handler(error: BaseException) -> bool:
+    """Whether a signal handler raised an exception: it is the training code's, whatever it interrupted."""
+    codes = {_code(signal.getsignal(number)) for number in signal.valid_signals()} - {None}
+    traceback = error.__traceback__
+    while traceback is not None:
+        if traceback.tb_frame.f_code in codes:
+            return True
+        traceback = traceback.tb_next
+    return False
+
+
+def _code(handler: object) -> CodeType | None:
+    """What a handler runs, if that is Python."""
+    while isinstance(handler, functools.partial):
+        handler = handler.func
+    if not hasattr(handler, "__code__") and not hasattr(handler, "__func__"):
+        handler = getattr(type(handler), "__call__", None)  # noqa: B004  # the method is wanted, not whether
+    code = getattr(getattr(handler, "__func__", handler), "__code__", None)
+    return code if isinstance(code, CodeType) else None

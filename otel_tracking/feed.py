@@ -80,7 +80,7 @@ class Feed:
         options: dict[int, Mapping[str, Any]] = {}
         if self._option_points:
             options = dict.fromkeys(points.positions[: self._option_points].tolist(), self._options)
-            self._option_points = 0
+            self._option_points -= min(self._option_points, len(points))
         present = np.flatnonzero(np.bincount(points.index, minlength=len(self.series)))
         place = np.zeros(len(self.series), dtype=np.int32)
         place[present] = np.arange(len(present), dtype=np.int32)

@@ -24,6 +24,8 @@ _BACKOFF_FIRST: Final = 0.2
 _BACKOFF_MOST: Final = 30.0
 _BACKOFF_WAITED_FOR: Final = 1.0
 """The longest pause between tries while someone waits."""
+_RETRY_AFTER_MOST: Final = 3600.0
+"""The longest that a tracker's own `Retry(after)` is believed."""
 _MAX_REASONS: Final = 50
 _SAVE_INTERVAL: Final = 1.0
 _FLUSH_INTERVAL: Final = 0.05
@@ -78,6 +80,7 @@ class Follower:
         self._cursor = cursor
         self._path = cursor_path
         self._saved = 0.0
+        self._unsaved = False
         self._budget = budget
         self._on_started = on_started or _nothing
         self._given: deque[_Given] = deque()
@@ -89,7 +92,7 @@ class Follower:
         self.done = threading.Event()
         self._waiting = 0
         self._end: RunStatus | None = None
-        self._abandoned = False
+        self.abandoned = False
         self._failures = 0
 
     # Asked for by other threads
@@ -106,8 +109,23 @@ class Follower:
             with self._lock:
                 self._waiting -= 1
 
+    def wait_for_tracker(self, timeout: float, *, failing: float) -> Tracker | None:
+        """The tracker once it has started; None if it has not.
+
+        Args:
+            timeout: Seconds to wait.
+            failing: Seconds to wait if it has raised meanwhile and is tried again.
+        """
+        begun = time.monotonic()
+        with self.hurried():
+            while not self.started.wait(0.02):
+                waited = time.monotonic() - begun
+                if waited > timeout or (self._errors and waited > failing):
+                    break
+        return self.tracker
+
     def wait_for(self, position: int, deadline: float) -> bool:
-        """Wait until all before a position is stored; False if the deadline (`time.monotonic`) passes first."""
+        """Wait until all before a position is stored; False at the deadline (of `time.monotonic`)."""
         while not self._reached(position):
             left = deadline - time.monotonic()
             if left <= 0 or self.done.wait(min(0.01, left)):
@@ -121,13 +139,13 @@ class Follower:
             return feed is not None and not self._given and feed.position >= position and feed.idle
 
     def end(self, status: RunStatus) -> None:
-        """Deliver what is left, close the run with that status, and leave."""
-        self._end = status
+        """Deliver what is left, close the run with that status, and leave. The first status holds."""
+        self._end = self._end or status
         self._wake.set()
 
     def abandon(self) -> None:
         """No one waits any more: leave after the call that is under way."""
-        self._abandoned = True
+        self.abandoned = True
         self._wake.set()
 
     def receipt(self, recorded: Callable[[], int]) -> TrackerReceipt:
@@ -168,7 +186,7 @@ class Follower:
             if self._start():
                 self._follow()
                 self._finish()
-        except Exception as error:  # a defect of ours; the points stay in the journal
+        except (Exception, SystemExit) as error:  # noqa: BLE001 - a defect of ours, or of the tracker's
             self._failed(error, "failed")
             _LOG.exception("delivery to %s has stopped; the journal is kept", self.name)
         finally:
@@ -178,7 +196,7 @@ class Follower:
             self.started.set()
 
     def _start(self) -> bool:
-        while not self._abandoned:
+        while not self.abandoned:
             try:
                 tracker = self._make()
                 position = tracker.start(self._run_info)
@@ -223,14 +241,16 @@ class Follower:
         assert self._feed is not None
         assert self.tracker is not None
         interval = self.tracker.pacing.interval
-        while not self._abandoned:
+        while not self.abandoned:
             cpu = time.thread_time()
+            ending = self._end is not None  # before the look: nothing is recorded after the end
             item = self._feed.peek()
             self._count_skipped()
             worked = item is not None and self._give(item)
-            self._confirm(flush=item is None and self._hurried)
-            if item is None and self._end is not None and not self._given:
+            if item is None and ending:
                 return
+            self._confirm(flush=item is None and self._hurried)
+            self._save()
             if item is not None and not worked:
                 continue  # it rested already
             if self._hurried:
@@ -263,6 +283,7 @@ class Follower:
             self._rest_after_failure(None)
             return False
         points = isinstance(item, Batch)
+        self._check(written, len(item) if isinstance(item, Batch) else 1)
         end = int(item.positions[-1]) if isinstance(item, Batch) else item.position
         with self._lock:
             self._failures = 0
@@ -270,6 +291,12 @@ class Follower:
             self._given.append(_Given(end, points, written))
             self._feed.take()
         return True
+
+    def _check(self, written: Written, given: int) -> None:
+        if not isinstance(written, Written) or written.accepted + sum(written.rejected.values()) != given:
+            raise TypeError(
+                f"{self.name} was given {given} and must account for each, but returned {written!r:.200}"
+            )
 
     def _confirm(self, *, flush: bool) -> None:
         if not self._given:
@@ -280,13 +307,10 @@ class Follower:
         except Exception as error:  # noqa: BLE001 - as in `_give`; nothing is confirmed then
             self._failed(error, "retrying")
             return
-        moved = False
         with self._lock:
             while self._given and self._given[0].end <= position:
                 self._credit(self._given.popleft())
-                moved = True
-        if moved:
-            self._save()
+                self._unsaved = True
 
     def _credit(self, given: _Given) -> None:
         cursor = self._cursor
@@ -299,16 +323,25 @@ class Follower:
         _add(cursor.altered, given.written.altered)
 
     def _finish(self) -> None:
+        """Close the run in the tracker; some store only then what they took."""
+        assert self._feed is not None
         assert self.tracker is not None
+        self._confirm(flush=True)
         status = self._end or RunStatus.RUNNING
+        if self._feed.status is not RunStatus.RUNNING:  # what the journal says comes from the run itself
+            status = self._feed.status
         try:
             self.tracker.finish(status)
         except Exception as error:  # noqa: BLE001 - as in `_give`
             self._failed(error, "failed")
+            self._save(force=True)
             return
         self._confirm(flush=True)
+        while self._given and not self.abandoned:
+            self._sleep(_FLUSH_INTERVAL)
+            self._confirm(flush=True)
         with self._lock:
-            if not self._given and not self._abandoned:
+            if not self._given and not self.abandoned:
                 self._state = "finished"
                 self._cursor.finished = status.value
         self._save(force=True)
@@ -316,7 +349,8 @@ class Follower:
     def _save(self, *, force: bool = False) -> None:
         """Write the cursor, not more often than need be: what is sent twice is told apart at the start."""
         now = time.monotonic()
-        if not force and now - self._saved < _SAVE_INTERVAL and not self._hurried:
+        due = self._unsaved and (self._hurried or now - self._saved >= _SAVE_INTERVAL)
+        if not (force or due):
             return
         assert self.tracker is not None
         self._saved = now
@@ -325,10 +359,11 @@ class Follower:
             with self._lock:
                 self._cursor.state = state
                 self._cursor.save(self._path)
-        except (OSError, TypeError, ValueError) as error:
+            self._unsaved = False
+        except Exception as error:  # noqa: BLE001 - as in `_give`; also a state that is no JSON, and a full disk
             self._failed(error, self._state)
 
-    def _failed(self, error: Exception, state: str) -> None:
+    def _failed(self, error: BaseException, state: str) -> None:
         reason = f"{type(error).__name__}: {error}"[:300]
         with self._lock:
             self._state = state
@@ -341,12 +376,11 @@ class Follower:
             _LOG.warning("%s: %s. Nothing is lost: the journal keeps it.", self.name, reason)
 
     def _rest_after_failure(self, after: float | None) -> None:
+        until = time.monotonic() + min(after or 0.0, _RETRY_AFTER_MOST)
         pause = min(_BACKOFF_MOST, _BACKOFF_FIRST * 2 ** min(self._failures, 10)) * random.uniform(0.5, 1.0)
-        if after is not None:
-            pause = max(after, pause)
-        if self._hurried:
-            pause = min(pause, _BACKOFF_WAITED_FOR)
-        self._sleep(pause)
+        self._sleep(min(pause, _BACKOFF_WAITED_FOR) if self._hurried else pause)
+        while not self.abandoned and (left := until - time.monotonic()) > 0:  # asked for, whoever waits
+            self._sleep(left)
 
     def _sleep(self, seconds: float) -> None:
         if seconds > 0:

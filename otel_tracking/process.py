@@ -10,7 +10,7 @@ import sys
 import threading
 from collections.abc import Callable
 from types import ModuleType
-from typing import Final
+from typing import Final, NoReturn
 
 from opentelemetry import metrics, trace
 from opentelemetry.metrics import MeterProvider, NoOpMeterProvider
@@ -43,6 +43,7 @@ class Process:
         self.session: RunSession | None = None
         self._runs = 0
         self._watched = False
+        self._exit: tuple[SystemExit, int] | None = None
         self._meters_offered = False
         self._processor = TrackingSpanProcessor(self.recorder)
         self._tracers: TrackingTracerProvider | None = None
@@ -134,6 +135,7 @@ class Process:
             self._pid, self.session = os.getpid(), None
             self._register_exit()
             self.provider.revive()
+        self._exit = None  # it was caught
         self.end(self.status())
         with self.recorder.lock:
             self.session = None
@@ -188,19 +190,38 @@ class Process:
         """How a run that ends now ended, as far as this process can tell.
 
         The interpreter keeps the exception that ends it, whoever has replaced `sys.excepthook`; in a
-        shell or notebook that is the last error of any input, and ends nothing. What `sys.exit` was
-        given is gone by the time exit handlers run.
+        shell or notebook that is the last error of any input, and ends nothing.
         """
         error = sys.exc_info()[1]
         if error is None and not hasattr(sys, "ps1"):
             error = getattr(sys, "last_value", None)
+        if error is None and self._exit is not None:
+            asked, position = self._exit
+            if position == self._position:  # what is recorded since shows that the exit was caught
+                error = asked
         return status_of(error)
 
+    @property
+    def _position(self) -> int:
+        journal = self.recorder.journal
+        return 0 if journal is None else journal.position
+
     def watch_exit(self) -> None:
-        """End the run when the interpreter exits."""
-        if not self._watched:
-            self._watched = True
-            self._register_exit()
+        """End the run when the interpreter exits, and notice with what `sys.exit` was called."""
+        if self._watched:
+            return
+        self._watched = True
+        self._register_exit()
+        leave = sys.exit
+
+        # The exception is gone by the time exit handlers run, so the call is where it can be seen.
+        @functools.wraps(leave)
+        def sys_exit(status: str | int | None = None, /) -> NoReturn:
+            if threading.current_thread() is threading.main_thread():
+                self._exit = SystemExit(status), self._position
+            leave(status)
+
+        sys.exit = sys_exit
 
     def _register_exit(self) -> None:
         # Again after each tracker's start: handlers run last in, first out, and the trackers' SDKs

@@ -69,8 +69,14 @@ class Series:
     @property
     def identity(self) -> tuple[object, ...]:
         """What makes two series the same one. `repr` keeps 1, True, 1.0 and "1" apart."""
-        attributes = tuple((key, repr(value)) for key, value in self.attributes.items())
-        return (self.meter, self.name, self.kind, self.unit, attributes)
+        return series_identity(self.meter, self.name, self.kind, self.unit, self.attributes)
+
+
+def series_identity(
+    meter: str, name: str, kind: Kind, unit: str, attributes: Mapping[str, AttributeValue]
+) -> tuple[object, ...]:
+    """`Series.identity` of a series that need not exist; the attributes' keys sorted."""
+    return (meter, name, kind, unit, tuple([(key, repr(value)) for key, value in attributes.items()]))
 
 
 @dataclass(frozen=True, slots=True)

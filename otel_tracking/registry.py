@@ -7,6 +7,8 @@ import struct
 import threading
 from collections.abc import Iterable, Mapping
 
+from otel_tracking.errors import JournalFull
+from otel_tracking.journal.continuing import next_steps
 from otel_tracking.journal.entries import series_bytes, shape_bytes
 from otel_tracking.journal.format import (
     FLAG_AUTOMATIC_STEP,
@@ -15,9 +17,8 @@ from otel_tracking.journal.format import (
     ROW,
     SLOT,
 )
-from otel_tracking.journal.stream import Points, RecordStream
-from otel_tracking.journal.writer import JournalWriter
-from otel_tracking.records import AttributeValue, Kind, Series
+from otel_tracking.journal.writer import JournalWriter, Outcome
+from otel_tracking.records import AttributeValue, Kind, Series, series_identity
 from otel_tracking.tags import TagAssigner
 
 
@@ -79,21 +80,9 @@ class SeriesRegistry:
 
         Every series is defined again, under a new id: readers take ids as they come.
         """
-        stream = RecordStream(self.journal.descriptor)
-        next_steps: dict[int, int] = {}
-        try:
-            while (items := stream.read()) is not None:
-                for item in items:
-                    if isinstance(item, Points):
-                        automatic = item.automatic()
-                        for index in set(item.index[automatic].tolist()):
-                            last = int(item.steps[automatic & (item.index == index)].max())
-                            next_steps[index] = max(next_steps.get(index, 0), last + 1)
-        finally:
-            stream.close()
-        for index, series in enumerate(stream.series):
+        for series, step in next_steps(self.journal.descriptor):
             self._tags.restore(series.tag, series.identity, series.meter)
-            self._define(series, next_steps.get(index, 0))
+            self._define(series, step)
 
     def series(
         self,
@@ -106,32 +95,63 @@ class SeriesRegistry:
         attributes: Mapping[str, AttributeValue] | None = None,
         group: str = "",
     ) -> SeriesHandle:
-        """The series of that identity, made if new."""
-        ordered = dict(sorted((attributes or {}).items()))
-        draft = Series(name, name, kind, unit, description, meter, ordered, group)
-        known = self._handles.get(draft.identity)
+        """The series of that identity, made if new.
+
+        Raises:
+            JournalFull: It is new, and its definition has no place in the journal.
+        """
+        ordered = dict(sorted(attributes.items())) if attributes else {}
+        identity = series_identity(meter, name, kind, unit, ordered)
+        known = self._handles.get(identity)
         if known is not None:
             return known
         with self._lock:
-            known = self._handles.get(draft.identity)
+            known = self._handles.get(identity)
             if known is not None:
                 return known
-            tag = self._tags.assign(draft.identity, name, ordered, meter)
+            tag = self._tags.assign(identity, name, ordered, meter)
             return self._define(Series(tag, name, kind, unit, description, meter, ordered, group), 0)
+
+    def again(self, series: Series) -> SeriesHandle:
+        """A series of another journal, in this one.
+
+        Raises:
+            JournalFull: As `series`.
+        """
+        return self.series(
+            name=series.name,
+            kind=series.kind,
+            unit=series.unit,
+            description=series.description,
+            meter=series.meter,
+            attributes=series.attributes,
+            group=series.group,
+        )
 
     def _define(self, series: Series, next_step: int) -> SeriesHandle:
         id_ = next(self._series_ids)
-        self.journal.append(series_bytes(id_, series))
+        self._append(series_bytes(id_, series))
         handle = SeriesHandle(self.journal, id_, series, next_step)
         return self._handles.setdefault(series.identity, handle)
 
     def shape(self, series: Iterable[SeriesHandle]) -> RowShape:
-        """The row shape of those series in that order, made if new."""
+        """The row shape of those series in that order, made if new.
+
+        Raises:
+            JournalFull: It is new, and its definition has no place in the journal.
+        """
         ids = tuple(handle.id for handle in series)
         known = self._shapes.get(ids)
         if known is not None:
             return known
         with self._lock:
             id_ = next(self._shape_ids)
-            self.journal.append(shape_bytes(id_, ids))
+            self._append(shape_bytes(id_, ids))
             return self._shapes.setdefault(ids, RowShape(self.journal, id_, len(ids)))
+
+    def _append(self, definition: bytes) -> None:
+        # What is not defined must not be used: readers would take it for something else. In a closed
+        # journal nothing can be.
+        outcome = self.journal.append(definition)
+        if outcome not in (Outcome.STORED, Outcome.CLOSED):
+            raise JournalFull(outcome.value)

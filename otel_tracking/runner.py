@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -12,7 +13,7 @@ from typing import Any
 
 from otel_tracking import discovery
 from otel_tracking.cursor import Cursor, journal_path
-from otel_tracking.errors import ConfigurationError, JournalLocked
+from otel_tracking.errors import ConfigurationError, JournalLocked, TrackerNotInstalled
 from otel_tracking.followers import Budget, Follower
 from otel_tracking.journal.reader import PointCounter
 from otel_tracking.journal.writer import JournalWriter
@@ -51,7 +52,7 @@ def find_runs(project_dir: Path, run_id: str | None = None) -> Iterator[RunOnDis
         except ValueError:
             continue  # being written, or not ours
         found = str(description.get("run_id", "")) if isinstance(description, dict) else ""
-        if found and (run_id is None or found == run_id or found.startswith(f"{run_id}-")):
+        if found and (run_id is None or re.fullmatch(rf"{re.escape(run_id)}(-[0-9]+)?", found)):
             yield RunOnDisk(path.parent, description)
 
 
@@ -67,13 +68,18 @@ def deliver(run: RunOnDisk, status: RunStatus, timeout: float) -> Receipt:
     """
     deadline = time.monotonic() + timeout
     followers: list[Follower] = []
+    errors: dict[str, dict[str, int]] = {}
     for path, cursor in run.cursors():
         if cursor.finished or _is_recorded(run.journal(cursor)):
             continue
         try:
             make = discovery.load(cursor.tracker)
-        except ConfigurationError:
-            continue  # a tracker of the program's own, or not installed here; its points stay pending
+        except TrackerNotInstalled as error:
+            errors[cursor.tracker] = {f"not installed: {error.reason}": 1}
+            continue
+        except ConfigurationError as error:  # of the program's own, maybe; its points stay pending
+            errors[cursor.tracker] = {str(error): 1}
+            continue
         info = run_info(cursor.run, cursor)
         follower = Follower(make, info, run.journal(cursor), cursor, path, Budget(1.0))
         followers.append(follower)
@@ -84,7 +90,9 @@ def deliver(run: RunOnDisk, status: RunStatus, timeout: float) -> Receipt:
     for follower in followers:
         if not follower.done.is_set():
             follower.abandon()
-    return receipt(run, {f"{f.name}": f.receipt(int).errors for f in followers})
+    for follower in followers:
+        errors[follower.name] = _merged(errors.get(follower.name, {}), follower.receipt(int).errors)
+    return receipt(run, errors)
 
 
 def receipt(run: RunOnDisk, errors: Mapping[str, Mapping[str, int]] | None = None) -> Receipt:

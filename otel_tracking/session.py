@@ -11,15 +11,17 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Final
 
+from otel_tracking.config import to_jsonable
 from otel_tracking.cursor import Cursor, cursor_path, journal_path
 from otel_tracking.errors import RunIdentityUnknown, TrackingError
 from otel_tracking.followers import Budget, Follower
 from otel_tracking.identity import RunIdentity, directory_name, pending_name, resolve, resolve_now
 from otel_tracking.journal.reader import PointCounter
+from otel_tracking.journal.writer import JournalWriter
 from otel_tracking.ranks import RankPolicies
 from otel_tracking.recorder import Recorder
 from otel_tracking.records import AttributeValue, Rank, Receipt, RunInfo, RunStatus, TrackerReceipt
@@ -29,6 +31,8 @@ _LOG: Final = logging.getLogger(__name__)
 _IDENTITY_TIMEOUT: Final = 600.0
 """Seconds to wait for the ranks' store; the journal is pending meanwhile."""
 _PENDING: Final = ".pending"
+_NO_TRACKER: Final = ""
+"""Whose policy holds where there is only the journal: none is named so, so that the default applies."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,8 +41,9 @@ class RunRequest:
 
     project: str
     project_dir: Path
-    load: Callable[[], Mapping[str, Callable[[], Tracker]]]
-    """Makes the makers of the wanted trackers; imports them, on a thread of its own."""
+    load: Callable[[], tuple[Mapping[str, Callable[[], Tracker]], Mapping[str, str]]]
+    """Makes the makers of the wanted trackers, and for each other why there is none. It may import
+    packages, on a thread of its own."""
     names: Sequence[str]
     """The wanted trackers, before they are imported."""
     logging_dir: Path | None = None
@@ -55,9 +60,40 @@ class RunRequest:
 
 def wants(request: RunRequest, rank: Rank) -> bool:
     """Whether this rank records anything in that run."""
-    if not request.names:
-        return request.policies.default.wants(rank)
-    return any(request.policies.wants(name, rank) for name in request.names)
+    return any(request.policies.wants(name, rank) for name in request.names or [_NO_TRACKER])
+
+
+class _Recorded:
+    """How many points the session's journal holds, for any thread."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._counter: PointCounter | None = None
+        self._last = 0
+
+    def follow(self, journal: JournalWriter) -> None:
+        """Count that journal from now on, from its beginning."""
+        with self._lock:
+            self._close()
+            self._counter = PointCounter(journal.descriptor)
+
+    def count(self) -> int:
+        """Points recorded until now."""
+        with self._lock:
+            if self._counter is not None:
+                self._last = self._counter.count()
+            return self._last
+
+    def finish(self) -> None:
+        """The journal is closed: keep the number, give up the descriptors."""
+        self.count()
+        with self._lock:
+            self._close()
+
+    def _close(self) -> None:
+        if self._counter is not None:
+            self._counter.close()
+            self._counter = None
 
 
 class RunSession:
@@ -80,12 +116,16 @@ class RunSession:
         """Trackers that could not be started at all, and why."""
         self._recorder = recorder
         self._pid = os.getpid()
-        self._ended = False
+        self.ended = False
+        self._late = False
+        """Whether the end has waited long enough for trackers to be imported."""
         self._stop = threading.Event()
         self.ready = threading.Event()
         """Set when the followers exist, or it is known that there will be none."""
         self._on_started = on_started
-        self._counter: PointCounter | None = None
+        self._journal: JournalWriter | None = None
+        self._recorded = _Recorded()
+        self._cursors: dict[str, tuple[Cursor, RunInfo, Path]] = {}
 
     # Beginning
 
@@ -96,17 +136,22 @@ class RunSession:
             TrackingError, OSError: The journal can't be opened.
         """
         request, rank = self.request, self.rank
-        several = request.policies.several(request.names, rank)
+        several = request.policies.several(request.names or [_NO_TRACKER], rank)
         identity = resolve_now(rank, several=several, explicit=request.run_id, ordinal=request.ordinal)
-        if identity is None:
-            if self._recorder.journal is None or self._recorder.journal.closed:
-                open_pending(self._recorder, request, rank)
-        else:
+        if identity is not None:
             self._named(identity)
+        elif self._recorder.journal is None or self._recorder.journal.closed:
+            open_pending(self._recorder, request, rank)
+        self._adopt_journal()
+        threading.Thread(
+            target=self._launch, args=(several,), name="otel-tracking-start", daemon=True
+        ).start()
+
+    def _adopt_journal(self) -> None:
         journal = self._recorder.journal
         assert journal is not None
-        self._counter = PointCounter(journal.descriptor)
-        threading.Thread(target=self._launch, args=(several,), name="otel-tracking-start", daemon=True).start()
+        self._journal = journal
+        self._recorded.follow(journal)
 
     def _named(self, identity: RunIdentity) -> None:
         request = self.request
@@ -122,7 +167,14 @@ class RunSession:
         self.identity, self.directory = identity, directory
         self._describe(directory, identity)
         for name in self._wanted():
-            self._cursor(name)
+            try:
+                self._cursors[name] = self._cursor(name)
+            except (TrackingError, OSError) as error:
+                self._leave_out(name, str(error))
+
+    def _leave_out(self, name: str, reason: str) -> None:
+        self.left_out[name] = reason
+        _LOG.warning("%s gets nothing: %s The journal is kept.", name, reason)
 
     def _wanted(self) -> list[str]:
         return [name for name in self.request.names if self.request.policies.wants(name, self.rank)]
@@ -149,7 +201,10 @@ class RunSession:
             "created": time.time_ns(),
             "world_size": self.rank.world_size,
         }
-        with contextlib.suppress(FileExistsError), (directory / "run.json").open("x", encoding="utf-8") as file:
+        with (
+            contextlib.suppress(FileExistsError),
+            (directory / "run.json").open("x", encoding="utf-8") as file,
+        ):
             json.dump(content, file, indent=1)
 
     def _launch(self, several: bool) -> None:
@@ -163,29 +218,38 @@ class RunSession:
                     stop=self._stop,
                     ordinal=self.request.ordinal,
                 )
+                if self._journal is None or self._journal.closed:
+                    raise RunIdentityUnknown("The run had ended before its ranks knew its name.")
                 self._named(identity)
+                self._adopt_journal()  # the records may have moved to another
             if self.request.deliver:
                 self._start_followers()
-        except RunIdentityUnknown as error:
-            _LOG.error("%s The journal is kept in %s.", error, self._recorder.journal and self._recorder.journal.path)
-            self.left_out = dict.fromkeys(self.request.names, str(error))
-        except (TrackingError, OSError) as error:
-            _LOG.error("nothing is delivered: %s", error)
-            self.left_out = dict.fromkeys(self.request.names, str(error))
+        except Exception as error:  # noqa: BLE001 - of this thread no one else hears
+            _LOG.error(
+                "nothing is delivered: %s The journal is kept in %s.",
+                error,
+                self._journal and self._journal.path,
+                exc_info=None if isinstance(error, TrackingError | OSError) else error,
+            )
+            self.left_out = dict.fromkeys(self._wanted(), str(error) or type(error).__name__)
         finally:
             self.ready.set()
 
     def _start_followers(self) -> None:
-        wanted = self._wanted()
-        makers = self.request.load()
+        makers, missing = self.request.load()
+        if self._late:
+            return
+        for name in self._cursors.keys() - makers.keys():
+            self._leave_out(name, missing.get(name, "it could not be loaded."))
+        wanted = [name for name in self._cursors if name in makers]
         budget = Budget(self.request.budget, len(wanted))
-        self.followers = {name: self._follower(name, makers[name], budget) for name in wanted if name in makers}
+        self.followers = {name: self._follower(name, makers[name], budget) for name in wanted}
         for follower in self.followers.values():
             threading.Thread(target=follower.run, name=f"otel-tracking-{follower.name}", daemon=True).start()
 
     def _follower(self, name: str, make: Callable[[], Tracker], budget: Budget) -> Follower:
         assert self.directory is not None
-        cursor, info, path = self._cursor(name)
+        cursor, info, path = self._cursors[name]
         journal = journal_path(self.directory, self.rank.rank)
         return Follower(make, info, journal, cursor, path, budget, on_started=self._on_started)
 
@@ -221,15 +285,24 @@ class RunSession:
         Returns:
             Whether that was reached within the timeout (seconds).
         """
-        journal = self._recorder.journal
-        if os.getpid() != self._pid or journal is None:
+        if not self.in_this_process:
             return True
-        deadline = time.monotonic() + timeout
-        position = journal.position
-        if not self.ready.wait(timeout):
+        deadline = _deadline(timeout)
+        if not self._wait_until_ready(deadline):
             return False
+        assert self._journal is not None
+        position = self._journal.position  # only now is it sure to be in its place
         with self._all_hurried():
-            return all([f.wait_for(position, deadline) for f in self.followers.values()])
+            stored = all(f.wait_for(position, deadline) for f in self.followers.values())
+        return stored and len(self.followers) == len(self._wanted() if self.request.deliver else ())
+
+    @property
+    def in_this_process(self) -> bool:
+        """False in a forked child, which has neither the threads nor the right to the locks."""
+        return os.getpid() == self._pid
+
+    def _wait_until_ready(self, deadline: float) -> bool:
+        return self.ready.wait(max(0.0, deadline - time.monotonic()))
 
     @contextlib.contextmanager
     def _all_hurried(self) -> Iterator[None]:
@@ -240,13 +313,19 @@ class RunSession:
 
     def receipt(self) -> Receipt:
         """What was recorded and what became of it."""
-        counter = self._counter
-        count = counter.count if counter is not None else int
-        trackers = {name: follower.receipt(count) for name, follower in self.followers.items()}
-        for name, reason in self.left_out.items():
-            trackers[name] = _left_out(name, reason, count())
+        run_id = self.identity.run_id if self.identity else ""
+        if not self.in_this_process:
+            return Receipt(run_id, 0, self._recorder.not_recorded(), {})
+        count = self._recorded.count
+        trackers = {}
+        for name in self._wanted() if self.request.deliver else ():
+            if name in self.followers:
+                trackers[name] = self.followers[name].receipt(count)
+            else:
+                cursor = self._cursors[name][0] if name in self._cursors else Cursor(name)
+                trackers[name] = _not_followed(cursor, self.left_out.get(name), count())
         return Receipt(
-            run_id=self.identity.run_id if self.identity else "",
+            run_id=run_id,
             recorded=count(),
             not_recorded=self._recorder.not_recorded(),
             trackers=trackers,
@@ -258,25 +337,36 @@ class RunSession:
         """Close the journal, deliver what is left, close the run in every tracker.
 
         All trackers at once, none longer than the timeout (seconds). What could not be delivered
-        stays in the journal.
+        stays in the journal. Once ended, the first status holds; a later call waits like the first,
+        but not for trackers that took too long then.
         """
-        if os.getpid() != self._pid or self._ended:
+        if not self.in_this_process:
             return self.receipt()
-        self._ended = True
-        deadline = time.monotonic() + timeout
+        first, self.ended = not self.ended, True
+        deadline = _deadline(timeout)
         self._stop.set()
+        # A pending journal has to be open to get its place, among what an earlier process left there.
+        if not self._late:
+            self._wait_until_ready(deadline)
+        self._late = not self.ready.is_set()
         self._recorder.close(status)
-        self.ready.wait(max(0.0, deadline - time.monotonic()))
-        for follower in self.followers.values():
+        followers = [follower for follower in self.followers.values() if not follower.abandoned]
+        for follower in followers:
             follower.end(status)
-        for follower in self.followers.values():
+        for follower in followers:
             follower.done.wait(max(0.0, deadline - time.monotonic()))
-        for follower in self.followers.values():
+        for follower in followers:
             if not follower.done.is_set():
                 follower.abandon()
+        self._recorded.finish()
         receipt = self.receipt()
+        if first:
+            self._warn_of_pending(receipt)
+        return receipt
+
+    def _warn_of_pending(self, receipt: Receipt) -> None:
         for tracker in receipt.trackers.values():
-            if tracker.pending:
+            if tracker.pending and tracker.tracker not in self.left_out:
                 _LOG.warning(
                     "%s: %d of %d points are not delivered (%s); they stay in the journal %s",
                     tracker.tracker,
@@ -285,7 +375,11 @@ class RunSession:
                     next(iter(tracker.errors), "not within the time for it"),
                     self.directory,
                 )
-        return receipt
+
+
+def _deadline(timeout: float) -> float:
+    """The `time.monotonic()` that many seconds from now; locks wait no longer than `TIMEOUT_MAX`."""
+    return time.monotonic() + min(timeout, threading.TIMEOUT_MAX / 2)
 
 
 def open_pending(recorder: Recorder, request: RunRequest, rank: Rank) -> None:
@@ -296,10 +390,9 @@ def open_pending(recorder: Recorder, request: RunRequest, rank: Rank) -> None:
 
 def run_note(info: RunInfo) -> dict[str, Any]:
     """A `RunInfo` as JSON values, for the cursor."""
-    note = asdict(info)
-    note.update(directory=str(info.directory), logging_dir=str(info.logging_dir))
+    note = {each.name: getattr(info, each.name) for each in fields(info)}
     del note["state"], note["position"]
-    return json.loads(json.dumps(note, default=str))  # type: ignore[no-any-return]  # a dict went in
+    return to_jsonable(note)
 
 
 def run_info(note: Mapping[str, Any], cursor: Cursor) -> RunInfo:
@@ -327,17 +420,17 @@ def _start_note(request: RunRequest, rank: Rank) -> dict[str, Any]:
     }
 
 
-def _left_out(name: str, reason: str, recorded: int) -> TrackerReceipt:
+def _not_followed(cursor: Cursor, reason: str | None, recorded: int) -> TrackerReceipt:
+    """What is known of a tracker that is not running: not yet, or with a reason never."""
     return TrackerReceipt(
-        tracker=name,
+        tracker=cursor.tracker,
         recorded=recorded,
-        delivered=0,
-        pending=recorded,
-        altered={},
-        dropped={},
-        not_stored={},
-        errors={reason: 1},
+        delivered=cursor.delivered,
+        pending=recorded - cursor.delivered - sum(cursor.dropped.values()),
+        altered=cursor.altered,
+        dropped=cursor.dropped,
+        not_stored=cursor.not_stored,
+        errors={} if reason is None else {reason: 1},
         renamed={},
-        state="failed",
+        state="starting" if reason is None else "failed",
     )
-

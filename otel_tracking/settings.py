@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -42,7 +43,7 @@ def _names(text: str) -> tuple[str, ...]:
 
 def _positive(text: str) -> float:
     number = float(text)
-    if not number > 0:
+    if not (number > 0 and math.isfinite(number)):
         raise ValueError("a number above 0 is needed")
     return number
 
@@ -73,8 +74,12 @@ PROJECT_DIR: Final = Setting[str](
 PROJECT: Final = Setting[str](
     "OTEL_TRACKING_PROJECT", "", str, "project; OTEL_SERVICE_NAME, then `default`, if unset"
 )
-RUN_ID: Final = Setting[str]("OTEL_TRACKING_RUN_ID", "", str, "identity of the run; a run that exists is resumed")
-RUN_NAME: Final = Setting[str]("OTEL_TRACKING_RUN_NAME", "", str, "the run's name for people; its id if unset")
+RUN_ID: Final = Setting[str](
+    "OTEL_TRACKING_RUN_ID", "", str, "identity of the run; a run that exists is resumed"
+)
+RUN_NAME: Final = Setting[str](
+    "OTEL_TRACKING_RUN_NAME", "", str, "the run's name for people; its id if unset"
+)
 RANKS: Final = Setting[str](
     "OTEL_TRACKING_RANKS", "", str, "`main`, `local_main`, `all`, `0,3`, or by tracker `wandb=all,*=main`"
 )
@@ -90,8 +95,12 @@ BUDGET: Final = Setting[float](
 END_TIMEOUT: Final = Setting[float](
     "OTEL_TRACKING_END_TIMEOUT", 120.0, _positive, "seconds that the end of a run waits for delivery"
 )
-SDK_DISABLED: Final = Setting[bool]("OTEL_SDK_DISABLED", False, _flag, "OpenTelemetry's own switch: record nothing")
-SERVICE_NAME: Final = Setting[str]("OTEL_SERVICE_NAME", "", str, "OpenTelemetry's own; the project if none is set")
+SDK_DISABLED: Final = Setting[bool](
+    "OTEL_SDK_DISABLED", False, _flag, "OpenTelemetry's own switch: record nothing"
+)
+SERVICE_NAME: Final = Setting[str](
+    "OTEL_SERVICE_NAME", "", str, "OpenTelemetry's own; the project if none is set"
+)
 
 ALL: Final[tuple[Setting[tuple[str, ...]] | Setting[str] | Setting[float] | Setting[bool], ...]] = (
     LOG_WITH,

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final
@@ -13,7 +14,7 @@ from otel_tracking import discovery, settings
 from otel_tracking.config import to_jsonable
 from otel_tracking.errors import ConfigurationError, LoggingDirectoryRequired, NotStarted
 from otel_tracking.journal.format import RecordType
-from otel_tracking.process import process
+from otel_tracking.process import process, status_of
 from otel_tracking.ranks import Policy, RankPolicies, detect, parse
 from otel_tracking.records import Rank, Receipt, RunStatus
 from otel_tracking.session import RunRequest, RunSession
@@ -21,6 +22,10 @@ from otel_tracking.tracker import Tracker
 
 _LOG: Final = logging.getLogger(__name__)
 _START_TIMEOUT: Final = 120.0
+_FAILING_TIMEOUT: Final = 10.0
+"""Seconds that `get_tracker` waits for a tracker that has failed to start, and is tried again."""
+
+_NAME: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,99}")
 
 LogWith = str | type[Tracker] | Tracker
 
@@ -62,7 +67,7 @@ class Tracking:
 
     def __init__(
         self,
-        log_with: LogWith | Sequence[LogWith] | None = None,
+        log_with: LogWith | Iterable[LogWith] | None = None,
         project_dir: str | os.PathLike[str] | None = None,
         logging_dir: str | os.PathLike[str] | None = None,
         *,
@@ -74,22 +79,21 @@ class Tracking:
         budget: float | None = None,
     ) -> None:
         self.rank: Rank = detect()
-        named = log_with if log_with is not None else settings.LOG_WITH.get()
-        self._trackers, self.left_out = _wanted(named)
         directory = project_dir if project_dir is not None else settings.PROJECT_DIR.get() or None
-        for name, tracker in self._trackers.items():
-            if tracker.requires_logging_directory and directory is None and logging_dir is None:
-                if name in self.left_out or _is_all(named):
-                    self.left_out[name] = str(LoggingDirectoryRequired(name))
-                    continue
-                raise LoggingDirectoryRequired(name)
-        for name in self.left_out:
-            self._trackers.pop(name, None)
+        self._trackers: Mapping[str, _Maker]
+        self.left_out: Mapping[str, str]
+        """Trackers of `"all"` or the environment that can't be used, and why."""
+        if log_with is None:
+            self._trackers, self.left_out = _wanted_by_environment()
+        else:
+            self._trackers, self.left_out = _wanted(log_with, directory=directory or logging_dir)
         self._project_dir = Path(directory if directory is not None else logging_dir or "outputs").absolute()
         self._logging_dir = None if logging_dir is None else Path(logging_dir).absolute()
-        known = {*discovery.known(), *self._trackers}
-        policy = ranks if ranks is not None else settings.RANKS.get() or None
-        self._policies: RankPolicies = parse(policy, known=known, world_size=self.rank.world_size)
+        self._policies: RankPolicies = (
+            discovery.policies_by_environment(self._trackers, self.rank.world_size)
+            if ranks is None
+            else parse(ranks, known={*discovery.known(), *self._trackers}, world_size=self.rank.world_size)
+        )
         self._delivery = _choice("delivery", delivery or settings.DELIVERY.get(), ("thread", "off"))
         self._run_id = run_id
         self._run_name = run_name or settings.RUN_NAME.get()
@@ -131,11 +135,10 @@ class Tracking:
         options = dict(init_kwargs or {})
         for name in options:
             if name not in self._trackers and name not in discovery.known():
-                raise ConfigurationError(
-                    f"init_kwargs[{name!r}] is for no tracker of this run: {', '.join(self._trackers) or 'none'}"
-                )
-        self._begun = True
+                used = ", ".join(self._trackers) or "none"
+                raise ConfigurationError(f"init_kwargs[{name!r}] is for no tracker of this run: {used}")
         self._session = self._process.begin(self._request(str(project_name), options))
+        self._begun = True
         if config is not None:
             self.store_init_configuration(config)
 
@@ -191,14 +194,13 @@ class Tracking:
         if not self._begun:
             raise NotStarted("call init_trackers(project_name) before get_tracker")
         session = self._session
-        if session is None or not self._policies.wants(name, self.rank):
+        if session is None or not session.in_this_process or not self._policies.wants(name, self.rank):
             return Blank()
         session.ready.wait(_START_TIMEOUT)
         follower = session.followers.get(name)
         if follower is None:
             raise NotStarted(f"{name!r} is not running: {session.left_out.get(name, 'delivery is off')}")
-        follower.started.wait(_START_TIMEOUT)
-        tracker = follower.tracker
+        tracker = follower.wait_for_tracker(_START_TIMEOUT, failing=_FAILING_TIMEOUT)
         if tracker is None:
             errors = follower.receipt(int).errors
             raise NotStarted(f"{name!r} has not started: {next(iter(errors), 'it is still starting')}")
@@ -238,8 +240,13 @@ class Tracking:
             timeout: Seconds, for all trackers together. What is not delivered by then stays in the
                 journal. Default: OTEL_TRACKING_END_TIMEOUT, 120.
             status: `finished`, `failed` or `killed`.
+
+        A run that is never ended is ended when the interpreter exits: as failed after an exception or
+        `sys.exit` with anything but 0 and None, as killed after Ctrl-C, else as finished.
         """
-        self._process.end(RunStatus(_choice("status", status, ("finished", "failed", "killed"))), timeout)
+        ended = RunStatus(_choice("status", status, ("finished", "failed", "killed")))
+        if self._session is not None and self._session is self._process.session:
+            self._process.end(ended, timeout)
 
     def __enter__(self) -> Tracking:
         return self
@@ -247,14 +254,14 @@ class Tracking:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self.end_training(status="finished" if kind is None else "failed")
+        self.end_training(status=status_of(error).value)
 
     def _request(self, project: str, init_kwargs: Mapping[str, Mapping[str, Any]]) -> RunRequest:
         trackers = dict(self._trackers)
         return RunRequest(
             project=project,
             project_dir=self._project_dir,
-            load=lambda: trackers,
+            load=lambda: (trackers, {}),
             names=tuple(trackers),
             logging_dir=self._logging_dir,
             run_id=self._run_id,
@@ -269,7 +276,10 @@ class Tracking:
 
 
 class Blank:
-    """Stands for a tracker on ranks that don't record: every attribute and call is itself."""
+    """Stands for a tracker on ranks that don't record: every attribute, item and call is itself.
+
+    Empty as a collection, false as a condition.
+    """
 
     def __getattr__(self, name: str) -> Blank:
         if name.startswith("__"):
@@ -277,6 +287,7 @@ class Blank:
         return self
 
     def __call__(self, *args: Any, **kwargs: Any) -> Blank:
+        """Nothing is done."""
         return self
 
     def __enter__(self) -> Blank:
@@ -285,46 +296,77 @@ class Blank:
     def __exit__(self, *error: object) -> None:
         return None
 
-    def __bool__(self) -> bool:
-        return False
+    def __getitem__(self, key: object) -> Blank:
+        return self
+
+    def __setitem__(self, key: object, value: object) -> None:
+        """Nothing is kept."""
+
+    def __setattr__(self, name: str, value: object) -> None:
+        """Nothing is kept."""
+
+    def __iter__(self) -> Iterator[Blank]:
+        return iter(())
+
+    def __len__(self) -> int:
+        return 0
 
 
 class _Maker:
-    """Makes trackers of one class; an instance that the user made serves once."""
+    """Makes trackers of one class; an instance that the user made is used as it is."""
 
     def __init__(self, source: type[Tracker] | Tracker) -> None:
         self._source = source
-        self.requires_logging_directory = source.requires_logging_directory
 
     def __call__(self) -> Tracker:
         return self._source() if isinstance(self._source, type) else self._source
 
 
-def _is_all(log_with: object) -> bool:
-    return log_with == discovery.ALL or (isinstance(log_with, list | tuple) and discovery.ALL in log_with)
+def _wanted_by_environment() -> tuple[dict[str, _Maker], dict[str, str]]:
+    """The trackers by name, and why others are left out. They never lack a directory: there is a default."""
+    trackers, left_out = discovery.load_available(discovery.named_by_environment())
+    for reason in left_out.values():
+        _LOG.warning("%s The journal is kept.", reason)
+    return {name: _Maker(tracker) for name, tracker in trackers.items()}, left_out
 
 
-def _wanted(log_with: LogWith | Sequence[LogWith]) -> tuple[dict[str, _Maker], dict[str, str]]:
+def _wanted(
+    log_with: LogWith | Iterable[LogWith], *, directory: object
+) -> tuple[dict[str, _Maker], dict[str, str]]:
     """The trackers by name, and what `all` leaves out."""
-    items: Sequence[LogWith]
-    if isinstance(log_with, str | type | Tracker):
-        items = [part.strip() for part in log_with.split(",")] if isinstance(log_with, str) else [log_with]
-    else:
+    items: Iterable[LogWith]
+    if isinstance(log_with, str):
+        items = [name for part in log_with.split(",") if (name := part.strip())]
+    elif isinstance(log_with, Iterable):
         items = log_with
+    else:
+        items = [log_with]
     makers: dict[str, _Maker] = {}
     left_out: dict[str, str] = {}
     for item in items:
         if item == discovery.ALL:
             trackers, left_out = discovery.load_available(discovery.known())
             for name, tracker in trackers.items():
-                makers.setdefault(name, _Maker(tracker))
-        elif isinstance(item, str):
-            makers[item] = _Maker(discovery.load(item))
-        elif isinstance(item, Tracker) or (isinstance(item, type) and issubclass(item, Tracker)):
-            makers[item.name] = _Maker(item)
-        else:
-            raise ConfigurationError(f"log_with takes names, Tracker classes and instances, not {item!r:.200}")
-    return makers, left_out
+                if tracker.requires_logging_directory and directory is None:
+                    left_out[name] = str(LoggingDirectoryRequired(name))
+                else:
+                    makers.setdefault(name, _Maker(tracker))
+            continue
+        name, source = (item, discovery.load(item)) if isinstance(item, str) else (_name_of(item), item)
+        if source.requires_logging_directory and directory is None:
+            raise LoggingDirectoryRequired(name)
+        makers[name] = _Maker(source)
+    return makers, {name: reason for name, reason in left_out.items() if name not in makers}
+
+
+def _name_of(item: object) -> str:
+    """The name of a tracker that is given as a class or an instance; it becomes part of file names."""
+    if not (isinstance(item, Tracker) or (isinstance(item, type) and issubclass(item, Tracker))):
+        raise ConfigurationError(f"log_with takes names, Tracker classes and instances, not {item!r:.200}")
+    name: object = getattr(item, "name", None)
+    if not (isinstance(name, str) and _NAME.fullmatch(name)):
+        raise ConfigurationError(f"a tracker's name is letters, digits, `_` and `-`, not {name!r:.200}")
+    return name
 
 
 def _choice(what: str, value: str, known: Sequence[str]) -> str:
@@ -337,5 +379,3 @@ def _fraction(what: str, value: float) -> float:
     if not 0 < value <= 1:
         raise ConfigurationError(f"{what} is a number above 0 and up to 1, not {value!r:.80}")
     return value
-
-

@@ -12,14 +12,14 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from otel_tracking.errors import raised_by_handler
 from otel_tracking.tags import distinct
 
 _log = logging.getLogger(__name__)
 
 _MAX_DEPTH = 32
 _UNREADABLE = (TypeError, ValueError, RuntimeError, ArithmeticError, AttributeError)
-"""What objects raise that are not what they look like. No more: a signal handler of the training
-code may raise in the middle of a read, and that exception is not ours to keep."""
+"""What objects raise that are not what they look like."""
 _warned_of_devices: set[str] = set()
 
 
@@ -64,6 +64,8 @@ def to_number(value: Any) -> Number | Refused:
             value = _element(value)
         return value if isinstance(value, Refused) else _scalar(value)
     except _UNREADABLE as error:
+        if raised_by_handler(error):
+            raise
         return Refused(f"{_type_name(value)} can't be read as one number ({type(error).__name__})")
 
 
@@ -90,7 +92,9 @@ def key_text(key: Any) -> str:
     """A mapping's key as a name."""
     try:
         return str(key)
-    except _UNREADABLE:
+    except _UNREADABLE as error:
+        if raised_by_handler(error):
+            raise
         return f"<{_type_name(key)}>"
 
 
@@ -100,6 +104,8 @@ def _flatten(
     try:
         items = list(values.items())
     except _UNREADABLE as error:
+        if raised_by_handler(error):
+            raise
         reason = f"{_type_name(values)} can't be read as a mapping ({type(error).__name__})"
         yield Leaf(distinct(group, taken), group, Refused(reason))
         return

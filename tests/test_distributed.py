@@ -11,11 +11,10 @@ import textwrap
 from collections.abc import Callable
 from pathlib import Path
 
-import readback
-from readback import bits
-
 import otel_tracking as ot
 from otel_tracking.reading import journals
+from tests import readback
+from tests.readback import bits
 
 RunScript = Callable[..., subprocess.CompletedProcess[str]]
 

@@ -10,8 +10,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import readback
-from readback import Points, as_float32, bits
+
+from tests import readback
+from tests.readback import Points, as_float32, bits
 
 TRACKERS = "tensorboard,mlflow,wandb"
 LAUNCH = (str(Path(sys.executable).with_name("otel-tracking")), "run", "--log-with", TRACKERS)

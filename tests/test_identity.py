@@ -367,13 +367,18 @@ def test_a_group_made_through_a_file_is_refused_at_once(tmp_path: Path) -> None:
 
 def test_a_waiting_rank_does_not_hold_up_or_break_exit(silent_port: int) -> None:
     script = """
-import threading, time, torch.distributed
+import sys, threading, time, torch.distributed
 from otel_tracking import identity, ranks
 def wait():
     identity.resolve(ranks.detect(), several=True, deadline=time.monotonic() + 600, stop=threading.Event())
 threading.Thread(target=wait, daemon=True).start()
+for _ in range(200):
+    if any(t.name == "otel-tracking-store" for t in threading.enumerate()):
+        break
+    time.sleep(0.05)
+else:
+    sys.exit("it does not wait for a store")
 time.sleep(0.2)
-assert [t.name for t in threading.enumerate()][2:] == ["otel-tracking-store"]
 print(time.monotonic(), flush=True)
 """
     done = subprocess.run(
@@ -416,8 +421,13 @@ sys.modules["slow"].slow = Slow()
 def wait():
     identity.resolve(ranks.detect(), several=True, deadline=time.monotonic() + 600, stop=threading.Event())
 threading.Thread(target=wait, daemon=True).start()
-time.sleep(0.3)
-assert [t.name for t in threading.enumerate()][2:] == ["otel-tracking-store"]
+for _ in range(200):
+    if any(t.name == "otel-tracking-store" for t in threading.enumerate()):
+        break
+    time.sleep(0.05)
+else:
+    sys.exit("it does not wait for a store")
+time.sleep(0.2)
 print("bye", flush=True)
 """
     with socket.create_server(("127.0.0.1", 0)) as front:

@@ -10,7 +10,8 @@ import time
 from pathlib import Path
 
 import pytest
-import readback
+
+from tests import readback
 
 COMMAND = str(Path(sys.executable).with_name("otel-tracking"))
 

@@ -32,6 +32,9 @@ class Meter:
     def __float__(self) -> float:
         return 2.5
 
+    def __repr__(self) -> str:
+        return "Meter()"
+
 
 @pytest.mark.parametrize(
     ("value", "expected"),
@@ -117,7 +120,7 @@ def test_what_no_double_holds_is_rounded_and_said(value: Any) -> None:
         (np.ma.masked, "a masked value"),
         (np.array({"a": 1}, dtype=object), "dict is not a number"),
         (float, "type is not a number"),
-        (object(), "object is not a number"),
+        pytest.param(object(), "object is not a number", id="object"),
     ],
     ids=repr,
 )

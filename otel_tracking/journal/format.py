@@ -130,4 +130,6 @@ def segment_name(index: int) -> str:
 def segment_index(name: str) -> int | None:
     """The index in a segment's file name; None if it is no segment's."""
     stem, _, suffix = name.partition(".")
-    return int(stem) if suffix == "segment" and stem.isascii() and stem.isdigit() else None
+    if suffix != "segment" or not (stem.isascii() and stem.isdigit()):
+        return None
+    return int(stem) if segment_name(int(stem)) == name else None

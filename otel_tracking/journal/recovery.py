@@ -45,6 +45,13 @@ def repair(directory: int) -> int:
     return last
 
 
+def end(directory: int, index: int, slot: int) -> int:
+    """Where the whole records of a segment end, looking from a slot on where one may begin."""
+    with contextlib.suppress(FileNotFoundError):
+        return slot + scan(_read(directory, index)[slot * SLOT :]).stop
+    return slot
+
+
 def cut(directory: int, index: int, slots: int) -> None:
     """Shorten a segment: it holds that many slots and will get no more."""
     with contextlib.suppress(FileNotFoundError):
@@ -57,5 +64,5 @@ def cut(directory: int, index: int, slots: int) -> None:
 
 def _read(directory: int, index: int) -> bytes:
     descriptor = os.open(segment_name(index), os.O_RDONLY | os.O_CLOEXEC, dir_fd=directory)
-    with open(descriptor, "rb") as file:
+    with os.fdopen(descriptor, "rb") as file:
         return file.read()

@@ -6,6 +6,7 @@ rows of one shape in a row. Only a change of kind costs a Python step.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
 
@@ -101,8 +102,7 @@ def _long(data: bytes, words: Words, present: npt.NDArray[np.bool_], at: int) ->
     count = 1
     if word & KIND_MASK == ROW:
         heads = slice(at, len(words) - stride + 1, stride)
-        same = (words[heads, _WORD] == word) & present[heads]
-        count = len(same) if same.all() else int(np.argmin(same))
+        count = _alike(words[heads, _WORD], present[heads], word)
     good = 0
     view = memoryview(data)
     for record in range(count):
@@ -114,6 +114,33 @@ def _long(data: bytes, words: Words, present: npt.NDArray[np.bool_], at: int) ->
     if not good:
         return None
     return Run(word & KIND_MASK, at, at + good * stride, stride, (word >> 4) & ID_MASK, payload)
+
+
+def _alike(words: npt.NDArray[np.int64], present: npt.NDArray[np.bool_], word: int) -> int:
+    """How many are that word, from the first on.
+
+    Looks ahead in proportion to what it finds: all the rest each time is quadratic where shapes
+    take turns, and those end here at the cost of no array.
+    """
+    count = 1
+    while count < len(words) and words[count] == word and present[count]:
+        ahead = slice(count, 4 * count)
+        same = (words[ahead] == word) & present[ahead]
+        if not same.all():
+            return count + int(np.argmin(same))
+        count += len(same)
+    return min(count, len(words))
+
+
+def points_in(runs: Iterable[Run]) -> int:
+    """How many points the records hold."""
+    count = 0
+    for run in runs:
+        if run.kind == POINT:
+            count += run.stop - run.start
+        elif run.kind == ROW:
+            count += (run.stop - run.start) // run.stride * (run.payload // 8)
+    return count
 
 
 assert ID_BITS + 4 == 32  # the id fills the rest of the word's lower half

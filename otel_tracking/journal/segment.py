@@ -8,9 +8,12 @@ import os
 import queue
 import threading
 import time
+from collections.abc import Callable
 from typing import Final
 
+from otel_tracking.errors import raised_here
 from otel_tracking.journal.format import HEADER_SLOTS, PADDING_SLOT, SLOT, Header, segment_name
+from otel_tracking.journal.waiting import wait_until
 
 SEGMENT_SLOTS: Final = 8 * 2**20 // SLOT
 """8 MiB: 262,142 points."""
@@ -19,7 +22,7 @@ FIRST_SEGMENT_SLOTS: Final = 2**20 // SLOT
 
 _PREFAULT_CHUNK: Final = 128 * 2**10
 _PREFAULT_PAUSE: Final = 0.0002
-_POLL: Final = 0.0002
+_STOP_TIMEOUT: Final = 5.0
 _MADV_POPULATE_WRITE: Final = 23  # Linux 5.14; `mmap` has no name for it
 
 
@@ -40,9 +43,11 @@ class Segment:
         """
         self.index = header.index
         self.size = header.slots * SLOT
-        self._next: dict[int, Segment] = {}
+        self._next: dict[int, Segment | None] = {}
         name, draft = segment_name(header.index), f"{segment_name(header.index)}.draft"
-        descriptor = os.open(draft, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644, dir_fd=directory)
+        descriptor = os.open(
+            draft, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644, dir_fd=directory
+        )
         try:
             # Reserved now, so that a full disk is an exception here and not SIGBUS in a training loop.
             _reserve(descriptor, self.size)
@@ -62,13 +67,11 @@ class Segment:
         """Slots written, the header's and padding included."""
         return self._map.tell() // SLOT
 
-    def fits(self, length: int) -> bool:
-        """Whether a segment of this size could hold a record of that many bytes."""
-        return length <= self.size - HEADER_SLOTS * SLOT
-
-    def prefault(self) -> None:
-        """Give every page a frame, in pieces, so that no write waits for one."""
+    def prefault(self, wanted: Callable[[], bool] = lambda: True) -> None:
+        """Give every page a frame, in pieces, so that no write waits for one; as long as that is wanted."""
         for start in range(0, self.size, _PREFAULT_CHUNK):
+            if not wanted():
+                return
             try:
                 self._map.madvise(_MADV_POPULATE_WRITE, start, min(_PREFAULT_CHUNK, self.size - start))
             except (OSError, ValueError):  # an older kernel, or closed meanwhile
@@ -77,23 +80,31 @@ class Segment:
 
     def seal(self) -> None:
         """Fill the rest with padding: from now on every `write` raises, whoever still holds it."""
-        while True:
+        while not self._map.closed:
             try:
                 room = self.size - self._map.tell()
                 if not room:
                     return
                 self._map.write(PADDING_SLOT * (room // SLOT))
-            except ValueError:  # someone wrote between the two lines (or it is closed)
-                if self._map.closed:
-                    return
+            except ValueError as error:  # someone wrote between the two lines, or it is closed now
+                if not raised_here(error):
+                    raise
 
-    def follow(self, segment: Segment) -> Segment:
-        """Set what comes after this one, unless that is set; returns what it is. Atomic."""
+    def follow(self, segment: Segment | None) -> Segment | None:
+        """Set what comes after this one, None being nothing, unless that is set; returns what it is.
+
+        Atomic, so that a rotation and the journal's end can't both have their way.
+        """
         return self._next.setdefault(0, segment)
 
     @property
+    def followed(self) -> bool:
+        """Whether it is settled what comes after this one."""
+        return bool(self._next)
+
+    @property
     def successor(self) -> Segment | None:
-        """What comes after this one, once that is set."""
+        """What comes after this one; None if that is nothing, or not settled."""
         return self._next.get(0)
 
     def close(self) -> None:
@@ -117,81 +128,115 @@ class Reserve:
 
     That is what lets a writer rotate with no lock: a signal handler that interrupts a rotation, or
     another thread in the middle of its own, finds the same successor and none makes a second one.
-    What writers call here uses no `threading` primitive either: those are Python code around a plain
-    lock, and a handler that interrupts one would wait for itself. `SimpleQueue.put` is reentrant.
+    `SimpleQueue.put`, which writers call here, is reentrant.
+
+    Attributes:
+        current: The first segment.
+        capacity: The largest record, in bytes.
     """
 
     def __init__(self, directory: int, *, first_index: int, rank: int, segment_slots: int) -> None:
-        self._directory = directory
+        """Make the first segment and start the thread.
+
+        Raises:
+            OSError: The directory can't be written.
+        """
+        self._directory = os.dup(directory)  # the thread may outlive the writer's descriptor
         self._rank = rank
         self._slots = segment_slots
         self._index = first_index
         self._ready: Segment | None = None
-        self._finished: list[Segment] = []
-        self._requests: queue.SimpleQueue[bool] = queue.SimpleQueue()
+        self._mapped: list[Segment] = []
+        # The index of a segment that is needed; None ends the thread.
+        self._requests: queue.SimpleQueue[int | None] = queue.SimpleQueue()
         self._attempts = 0
         self._error: OSError | None = None
-        self.current = self._make(min(FIRST_SEGMENT_SLOTS, segment_slots))
-        self.current.prefault()
+        self.capacity = (segment_slots - HEADER_SLOTS) * SLOT
         self._thread = threading.Thread(target=self._run, name="otel-tracking-reserve", daemon=True)
-        self._thread.start()
-        self._requests.put(True)
+        try:
+            self.current = self._make(min(FIRST_SEGMENT_SLOTS, segment_slots))
+            self.current.prefault()
+            self._thread.start()
+        except BaseException:
+            self._unmap(self._index)
+            self._give_up_directory()
+            raise
+        self._requests.put(first_index + 1)
 
     def _make(self, slots: int) -> Segment:
         segment = Segment(self._directory, Header(self._index, slots, time.time_ns(), self._rank))
+        self._mapped.append(segment)
         self._index += 1
         return segment
 
     def _run(self) -> None:
-        while self._requests.get():
-            if self._ready is None:
+        while (needed := self._requests.get()) is not None:
+            if self._index <= needed:
                 try:
                     segment = self._make(self._slots)
                 except OSError as error:
                     self._error = error
+                    self._attempts += 1
                 else:
                     self._error = None
                     self._ready = segment
-                self._attempts += 1
-                if self._ready is not None:
-                    self._ready.prefault()
-            while self._finished:
-                self._finished.pop().close()
+                    # A request means that it is being written already, and the next one is missing.
+                    segment.prefault(self._requests.empty)
+            self._unmap(needed - 1)  # who needs one more is writing the one before it
+        self._give_up_directory()
 
-    def successor(self, segment: Segment, timeout: float) -> Segment:
+    def _give_up_directory(self) -> None:
+        directory, self._directory = self._directory, -1
+        if directory >= 0:
+            os.close(directory)
+
+    def _unmap(self, below: int) -> None:
+        for segment in [segment for segment in self._mapped if segment.index < below]:
+            segment.close()
+            self._mapped.remove(segment)
+
+    def successor(self, segment: Segment, timeout: float) -> Segment | OSError | None:
         """The segment after that one, waiting for it if it is not ready.
 
-        Raises:
-            OSError: It can't be made, or not within the timeout (seconds).
-        """
-        deadline = time.monotonic() + timeout
-        attempts = self._attempts
-        while (known := segment.successor) is None:
-            ready = self._ready
-            if ready is not None and ready.index == segment.index + 1:
-                return segment.follow(ready)
-            error = self._error
-            if error is not None and self._attempts > attempts:
-                raise error
-            if time.monotonic() > deadline:
-                raise TimeoutError(f"no new journal segment within {timeout:g} s")
-            self._requests.put(True)
-            time.sleep(_POLL)
-        return known
+        Errors are returned: what is raised in here is a signal handler's, and the training code's.
 
-    def taken(self, old: Segment, new: Segment) -> None:
-        """`new` is being written: unmap the old one off-thread and reserve the next."""
-        if self._ready is new:
-            self._ready = None
-        self._finished.append(old)
-        self._requests.put(True)
+        Returns:
+            None if there is none because the journal has ended; an error if it can't be made, or not
+            within the timeout (seconds).
+        """
+        following = segment.index + 1
+        attempts = self._attempts
+
+        def settled() -> bool:
+            ready = self._ready
+            return (
+                segment.followed
+                or (ready is not None and ready.index == following)
+                or self._attempts > attempts
+            )
+
+        if not settled():
+            self._requests.put(following)
+            wait_until(settled, timeout)
+        ready = self._ready
+        if ready is not None and ready.index == following:
+            return segment.follow(ready)
+        if segment.followed:
+            return segment.successor
+        return self._error or TimeoutError(f"no new journal segment within {timeout:g} s")
+
+    def taken(self, segment: Segment) -> None:
+        """A segment is being written: unmap what lies before it and reserve the next, off-thread."""
+        self._requests.put(segment.index + 1)
 
     def close(self) -> Segment | None:
-        """Stop; returns the segment that was kept ready, if any."""
-        self._requests.put(False)
-        self._thread.join(timeout=5)
-        for segment in self._finished:
+        """Stop; returns the segment that was made last, unless that is the first."""
+        self._requests.put(None)
+        self._thread.join(timeout=_STOP_TIMEOUT)
+        return self._ready
+
+    def in_child(self) -> None:
+        """In a forked child: let go of maps that the parent writes; its own stay as they are."""
+        for segment in self._mapped:
             segment.close()
-        self._finished.clear()
-        ready, self._ready = self._ready, None
-        return ready
+        self._give_up_directory()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Final, TypeAlias
+from typing import Any, Final, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -27,6 +27,7 @@ from otel_tracking.records import Float64Array, Int64Array, Series
 
 _Columns: TypeAlias = tuple[Int64Array, ...]
 """series index, step, time, position, word; each (n,)."""
+_POSITIONS: Final = 3
 
 
 class Points:
@@ -102,43 +103,72 @@ class RecordStream:
     def _items(self, block: Block) -> Iterator[Points | Entry]:
         columns: list[_Columns] = []
         values: list[Float64Array] = []
+        runs: list[Run] = []
         for run in block.runs:
-            if run.kind == POINT:
-                words = block.words[run.start : run.stop]
-                ids = self._of_id[(words[:, 0] >> 4) & ID_MASK]
-                positions = np.arange(block.first + run.start, block.first + run.stop, dtype=np.int64)
-                columns.append((ids, words[:, 1], words[:, 2], positions, words[:, 0]))
-                values.append(words[:, 3].view(np.float64))
-            elif run.kind == ROW:
-                columns.append(self._row_columns(block, run))
-                values.append(self._row_values(block, run))
+            if run.kind in (POINT, ROW):
+                runs.append(run)
             elif run.kind == RECORD:
-                entry = _entry(block, run)
+                self._resolve(block, runs, columns, values)  # by the definitions that stand before
+                runs = []
+                entry = entry_at(block, run)
                 if self._defines(entry):
-                    continue  # points before it do not need it, points after it are read after it
+                    continue
                 if columns:
                     yield self._points(columns, values)
                     columns, values = [], []
                 yield entry
+        self._resolve(block, runs, columns, values)
         if columns:
             yield self._points(columns, values)
 
-    def _row_columns(self, block: Block, run: Run) -> _Columns:
-        shape = self._shapes[run.id]
-        heads = block.words[run.start : run.stop : run.stride]
-        rows, width = len(heads), len(shape)
-        positions = block.first + np.arange(run.start, run.stop, run.stride, dtype=np.int64)
-        return (
-            np.tile(shape, rows),
-            np.repeat(heads[:, 1], width),
-            np.repeat(heads[:, 2], width),
-            np.repeat(positions, width),
-            np.zeros(rows * width, dtype=np.int64),
-        )
+    def _resolve(
+        self, block: Block, runs: list[Run], columns: list[_Columns], values: list[Float64Array]
+    ) -> None:
+        """Add the points of some runs, in recorded order."""
+        alike: dict[tuple[int, int], list[Run]] = {}
+        for run in runs:
+            alike.setdefault((run.kind, run.id), []).append(run)
+        found = [self._points_of(block, same) for same in alike.values()]
+        if len(found) > 1:
+            joined = [np.concatenate(column) for column in zip(*found, strict=True)]
+            order = np.argsort(joined[_POSITIONS], kind="stable")
+            found = [tuple(column[order] for column in joined)]
+        for *of_points, numbers in found:
+            columns.append(tuple(of_points))
+            values.append(numbers)
 
-    def _row_values(self, block: Block, run: Run) -> Float64Array:
-        words = block.words[run.start : run.stop].reshape(-1, run.stride * 4)
-        return words[:, 4 : 4 + run.payload // 8].reshape(-1).view(np.float64)
+    def _points_of(self, block: Block, runs: list[Run]) -> tuple[npt.NDArray[Any], ...]:
+        """The columns and the values of points, or of rows of one shape.
+
+        Taken together, however many runs they are: where shapes take turns each row is one.
+        """
+        stride = runs[0].stride
+        parts = [block.words[run.start : run.stop] for run in runs]
+        records = (parts[0] if len(parts) == 1 else np.concatenate(parts)).reshape(-1, 4 * stride)
+        counts = np.array([len(part) for part in parts]) // stride
+        before = np.cumsum(counts) - counts
+        starts = np.array([run.start for run in runs]) - before * stride
+        positions = block.first + np.repeat(starts, counts) + np.arange(0, len(records) * stride, stride)
+        words, steps, times = records[:, 0], records[:, 1], records[:, 2]
+        if runs[0].kind == POINT:
+            return (
+                self._of_id[(words >> 4) & ID_MASK],
+                steps,
+                times,
+                positions,
+                words,
+                _doubles(records[:, 3:]),
+            )
+        shape = self._shapes[runs[0].id]
+        width = len(shape)
+        return (
+            np.tile(shape, len(records)),
+            np.repeat(steps, width),
+            np.repeat(times, width),
+            np.repeat(positions, width),
+            np.zeros(len(records) * width, dtype=np.int64),
+            _doubles(records[:, 4 : 4 + width]),
+        )
 
     def _points(self, columns: list[_Columns], values: list[Float64Array]) -> Points:
         points = Points(columns, values)
@@ -172,7 +202,12 @@ class RecordStream:
         return False
 
 
-def _entry(block: Block, run: Run) -> Entry:
+def _doubles(words: npt.NDArray[np.int64]) -> Float64Array:
+    return words.reshape(-1).view(np.float64)
+
+
+def entry_at(block: Block, run: Run) -> Entry:
+    """The JSON record that a run of a block is."""
     head = block.words[run.start]
     begin = (run.start + 1) * SLOT
     content = json.loads(block.data[begin : begin + run.payload])

@@ -9,8 +9,10 @@ records in mid-record can't deadlock, and one that raises leaves no hole.
 from __future__ import annotations
 
 import contextlib
+import enum
 import logging
 import os
+import threading
 import time
 import weakref
 from collections import defaultdict
@@ -18,9 +20,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
-from otel_tracking.errors import JournalLocked
+from otel_tracking.errors import JournalLocked, raised_here
 from otel_tracking.journal import recovery
-from otel_tracking.journal.format import HEADER_SLOTS, SLOT, position, segment_name
+from otel_tracking.journal.format import HEADER_SLOTS, RECORD, SLOT, RecordType, position, segment_name
+from otel_tracking.journal.scan import points_in, scan
 from otel_tracking.journal.segment import SEGMENT_SLOTS, Reserve, Segment
 
 try:
@@ -32,6 +35,16 @@ _LOG = logging.getLogger(__name__)
 _LOCK_FILE: Final = "lock"
 _ROTATION_TIMEOUT: Final = 2.0
 _RETRY_PAUSE: Final = 1.0
+
+
+class Outcome(enum.Enum):
+    """What became of a record; what is lost is counted under the value."""
+
+    STORED = "stored"
+    CLOSED = "the journal is closed"
+    """It is nowhere, and not counted: the caller decides where it goes instead."""
+    NO_SPACE = "no space for the journal"
+    TOO_LARGE = "larger than a journal segment"
 
 
 def _muted(data: bytes) -> int:
@@ -47,7 +60,7 @@ class JournalWriter:
             not fit, and then `overflow` is to be called with the same bytes. Changes at rotation:
             look it up for every call.
         start: Position of the first record of this writer; what lies before is an earlier one's.
-        lost: Records that could not be kept, by reason.
+        lost: Points, texts and configs that could not be kept, by reason.
     """
 
     def __init__(self, directory: Path, *, rank: int = 0, segment_slots: int = SEGMENT_SLOTS) -> None:
@@ -65,18 +78,21 @@ class JournalWriter:
         """
         directory.mkdir(parents=True, exist_ok=True)
         self._path = directory
-        # Paths may change under us (a pending run gets its name), so all goes by descriptor.
-        self._directory = os.open(directory, os.O_RDONLY | os.O_CLOEXEC)
-        self._lock = -1
-        try:
-            self._lock = _take_lock(directory, self._directory)
-            last = recovery.repair(self._directory)
-            self._reserve = Reserve(
-                self._directory, first_index=last + 1, rank=rank, segment_slots=segment_slots
-            )
-        except BaseException:
-            self._release()
-            raise
+        # A child forked in the middle of this would keep the lock, and no one would know.
+        with _NO_FORK:
+            # Paths may change under us (a pending run gets its name), so all goes by descriptor.
+            self._directory = os.open(directory, os.O_RDONLY | os.O_CLOEXEC)
+            self._lock = -1
+            try:
+                self._lock = _take_lock(directory, self._directory)
+                last = recovery.repair(self._directory)
+                self._reserve = Reserve(
+                    self._directory, first_index=last + 1, rank=rank, segment_slots=segment_slots
+                )
+            except BaseException:
+                self._release()
+                raise
+            _WRITERS.add(self)
         self._segment: Segment = self._reserve.current
         self.start = position(self._segment.index, HEADER_SLOTS)
         self.write: Callable[[bytes], int] = self._segment.write
@@ -85,8 +101,6 @@ class JournalWriter:
         self._end = 0
         self._closed = False
         self._failed_at = 0.0
-        self._pid = os.getpid()
-        _WRITERS.add(self)
 
     @staticmethod
     def repair(directory: Path) -> None:
@@ -95,15 +109,16 @@ class JournalWriter:
         Raises:
             JournalLocked: A process is writing here.
         """
-        descriptor = os.open(directory, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            lock = _take_lock(directory, descriptor)
+        with _NO_FORK:
+            descriptor = os.open(directory, os.O_RDONLY | os.O_CLOEXEC)
             try:
-                recovery.repair(descriptor)
+                lock = _take_lock(directory, descriptor)
+                try:
+                    recovery.repair(descriptor)
+                finally:
+                    os.close(lock)
             finally:
-                os.close(lock)
-        finally:
-            os.close(descriptor)
+                os.close(descriptor)
 
     @property
     def path(self) -> Path:
@@ -133,18 +148,22 @@ class JournalWriter:
     def position(self) -> int:
         """One past everything written so far; an upper bound while others write."""
         segment = self._segment
+        while (after := segment.successor) is not None:
+            segment = after
         try:
             return position(segment.index, segment.used)
         except ValueError:  # closed
             return self._end
 
-    def append(self, data: bytes) -> bool:
-        """`write`, with `overflow` where needed."""
+    def append(self, data: bytes) -> Outcome:
+        """`write`, going to the next segment where needed."""
         try:
             self.write(data)
-        except ValueError:
-            return self.overflow(data)
-        return True
+        except ValueError as error:
+            if not raised_here(error):
+                raise
+            return self._rotate(data)
+        return Outcome.STORED
 
     def overflow(self, data: bytes) -> bool:
         """Append what did not fit into the current segment: go to the next one.
@@ -157,62 +176,90 @@ class JournalWriter:
             False if the journal is closed; the caller decides where the measurement goes instead.
             True otherwise: the data is in the journal, or counted in `lost`.
         """
+        return self._rotate(data) is not Outcome.CLOSED
+
+    def _rotate(self, data: bytes) -> Outcome:
         while True:
             try:
                 self.write(data)
-                return True
-            except ValueError:
-                pass
+            except ValueError as error:
+                if not raised_here(error):
+                    raise
+            else:
+                return Outcome.STORED
             if self._closed:
-                return False
-            if len(data) > (SEGMENT_SLOTS - 2) * SLOT:
-                self.lost["larger than a journal segment"] += 1
-                return True
+                return Outcome.CLOSED
+            if len(data) > self._reserve.capacity:
+                return self._lose(data, Outcome.TOO_LARGE)
             if self._failed_at and time.monotonic() - self._failed_at < _RETRY_PAUSE:
-                self.lost["no space for the journal"] += 1
-                return True
+                return self._lose(data, Outcome.NO_SPACE)
             old = self._segment
-            try:
-                new = self._reserve.successor(old, _ROTATION_TIMEOUT)
-            except OSError as error:
-                self._full(error)
-                return True
+            new = self._reserve.successor(old, _ROTATION_TIMEOUT)
+            if new is None:
+                return Outcome.CLOSED
+            if isinstance(new, OSError):
+                self._warn(new)
+                self._failed_at = time.monotonic()
+                return self._lose(data, Outcome.NO_SPACE)
             self._failed_at = 0.0
-            # From here to the end nothing fails; done twice, by a handler or a thread, it ends the same.
+            # From here to the end nothing fails. A handler or a thread that comes in between does the
+            # same; one that was held up sets back what others have done, and the next record finds its
+            # way along the successors again.
             old.seal()
             self._segment = new
             self.write = new.write
-            self._reserve.taken(old, new)
+            self._reserve.taken(new)
 
-    def _full(self, error: OSError) -> None:
+    def _warn(self, error: OSError) -> None:
         if not self._failed_at:
             _LOG.warning(
                 "the journal %s can't grow: %s. Points are lost, and counted, until there is space.",
                 self._path,
                 error,
             )
-        self._failed_at = time.monotonic()
-        self.lost["no space for the journal"] += 1
+
+    def _lose(self, data: bytes, why: Outcome) -> Outcome:
+        if count := _measurements(data):
+            self.lost[why.value] += count
+        return why
 
     def close(self) -> None:
-        """Cut the last segment to what is used and give up the lock. Later records are counted as lost."""
+        """Cut the last segment to what is used and give up the lock. Later records find it closed."""
         if self._closed:
             return
         self._closed = True
-        _WRITERS.discard(self)
-        if os.getpid() != self._pid:
-            return
-        spare = self._reserve.close()
+        try:
+            spare = self._reserve.close()
+            last = self._last_segment()
+            used = last.used
+            last.close()
+            # Others were writing until this line.
+            used = recovery.end(self._directory, last.index, used)
+            self._end = position(last.index, used)
+            if spare is not None and spare.index > last.index:
+                self._drop(spare, reached=used * SLOT == last.size)
+            recovery.cut(self._directory, last.index, used)
+        finally:
+            self._release()
+            _WRITERS.discard(self)
+
+    def _last_segment(self) -> Segment:
+        """The segment after which nothing follows any more."""
         segment = self._segment
-        used = segment.used
-        self._end = position(segment.index, used)
-        segment.close()
-        if spare is not None and spare is not segment:
-            spare.close()
-            with contextlib.suppress(OSError):
-                os.unlink(segment_name(spare.index), dir_fd=self._directory)
-        recovery.cut(self._directory, segment.index, used)
-        self._release()
+        while (after := segment.follow(None)) is not None:
+            segment.seal()  # another thread may be about to
+            segment = after
+        return segment
+
+    def _drop(self, spare: Segment, *, reached: bool) -> None:
+        """Take away the segment that was kept ready."""
+        spare.close()
+        if reached:
+            # A reader may be in it already. It can't be at the next segment of this name, too.
+            recovery.cut(self._directory, spare.index, HEADER_SLOTS)
+            return
+        with contextlib.suppress(OSError):
+            os.unlink(segment_name(spare.index), dir_fd=self._directory)
 
     def _release(self) -> None:
         for descriptor in (self._lock, self._directory):
@@ -225,7 +272,15 @@ class JournalWriter:
         would outlive the parent."""
         self.write = _muted
         self._closed = True
+        self._reserve.in_child()  # the child may be a handler's, forked in the middle of a rotation
         self._release()
+
+
+def _measurements(data: bytes) -> int:
+    """How many points, texts and configs the records hold."""
+    runs = scan(data).runs
+    told = (RecordType.TEXT, RecordType.CONFIG)
+    return points_in(runs) + sum(run.kind == RECORD and run.id in told for run in runs)
 
 
 def _take_lock(path: Path, directory: int) -> int:
@@ -234,20 +289,29 @@ def _take_lock(path: Path, directory: int) -> int:
     if fcntl is not None:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except BlockingIOError:
             os.close(lock)
             raise JournalLocked(str(path)) from None
+        except OSError:  # a file system without locks
+            os.close(lock)
+            raise
     return lock
 
 
-_WRITERS: weakref.WeakSet[JournalWriter] = weakref.WeakSet()
+_WRITERS: Final[weakref.WeakSet[JournalWriter]] = weakref.WeakSet()
+_NO_FORK: Final = threading.RLock()
 
 
 def _after_fork_in_child() -> None:
+    _NO_FORK.release()
     for writer in list(_WRITERS):
         writer._mute_child()
     _WRITERS.clear()
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork_in_child)
+    os.register_at_fork(
+        before=_NO_FORK.acquire,
+        after_in_parent=_NO_FORK.release,
+        after_in_child=_after_fork_in_child,
+    )

@@ -1,0 +1,1 @@
+"""What recording costs, beside what it replaces, in the same run."""
