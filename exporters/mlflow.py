@@ -133,13 +133,12 @@ class MLflowTracker(Tracker):
         self._position = self._stored
         begin = min(self._stored, int(known.get("rewind", 0)))
         self._timestamps = Timestamps(begin)
-        return begin
+        return max(begin, 1) if self._stored else 0  # 0 would mean that nothing is stored
 
     def write(self, batch: Batch) -> Written:
         """Store points as metrics.
 
-        Those at or before the cursor only show which timestamps are taken; they are counted again, as
-        the follower starts its counts where `start` said.
+        Those at or before the cursor only show which timestamps are taken.
         """
         names = [self.names.escape(series.tag) for series in batch.series]
         keys = [names[i] for i in batch.index.tolist()]

@@ -32,9 +32,14 @@ class Cursor:
     """The status with which the run was closed in the tracker."""
 
     def save(self, path: Path) -> None:
-        """Write, so that a reader or a restart sees the old file or the new one."""
+        """Write, so that a reader or a restart sees the old file or the new one.
+
+        Only the user can read it: a tracker's options may hold what nobody else should see.
+        """
         draft = path.with_name(f"{path.name}.{os.getpid()}.draft")
-        draft.write_text(json.dumps({"version": 1, **asdict(self)}, indent=1), encoding="utf-8")
+        content = json.dumps({"version": 1, **asdict(self)}, indent=1)
+        with open(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w", encoding="utf-8") as file:
+            file.write(content)
         draft.replace(path)
 
     @classmethod

@@ -31,6 +31,7 @@ class Feed:
         self._tracker = tracker
         self._max_points = max_points
         self._after = 0
+        self._counted = 0
         self._items: deque[Item] = deque()
         self._options: dict[str, Any] = {}
         self._option_points = 0
@@ -38,9 +39,15 @@ class Feed:
         self.status = RunStatus.RUNNING
         self.position = 0
 
-    def start_after(self, position: int) -> None:
-        """Leave out what lies at or before a position. Before the first `peek`."""
+    def start_after(self, position: int, *, counted: int = 0) -> None:
+        """Leave out what lies at or before a position. Before the first `peek`.
+
+        Args:
+            position: From where the tracker wants to go on.
+            counted: Up to here points are given again, and no batch reaches beyond it.
+        """
         self._after = position
+        self._counted = counted
 
     @property
     def series(self) -> Sequence[Series]:
@@ -93,8 +100,10 @@ class Feed:
             points.positions,
             options,
         )
+        counted = int(np.searchsorted(batch.positions, self._counted, side="right"))
         while first < len(batch):
-            stop = self._row_border(batch, first, first + self._max_points)
+            end = counted if first < counted else len(batch)
+            stop = self._row_border(batch, first, min(first + self._max_points, end))
             self._items.append(batch[first:stop])
             first = stop
 

@@ -84,6 +84,7 @@ class Follower:
         self._budget = budget
         self._on_started = on_started or _nothing
         self._given: deque[_Given] = deque()
+        self._counted = 0
         self._errors: dict[str, int] = {}
         self._state = "starting"
         self._lock = threading.Lock()
@@ -214,12 +215,14 @@ class Follower:
 
     def _resume(self, tracker: Tracker, position: int) -> None:
         feed = Feed(self._journal, tracker=self.name, max_points=tracker.pacing.max_points)
-        feed.start_after(position)
         with self._lock:
             cursor = self._cursor
-            if position < cursor.position:  # it is written again, from there on
+            if position == 0:  # a store that holds nothing yet
                 cursor.delivered, cursor.altered, cursor.dropped, cursor.not_stored = 0, {}, {}, {}
-            cursor.position = position
+                cursor.position = 0
+            feed.start_after(position, counted=cursor.position)
+            cursor.position = max(cursor.position, position)
+            self._counted = cursor.position
             cursor.finished = ""
             self.tracker, self._feed = tracker, feed
             self._failures = 0
@@ -314,6 +317,8 @@ class Follower:
 
     def _credit(self, given: _Given) -> None:
         cursor = self._cursor
+        if given.end <= self._counted:
+            return  # it was looked at again; it counts as what it was then
         cursor.position = given.end
         if given.points:
             cursor.delivered += given.written.accepted

@@ -142,6 +142,7 @@ class TrackingInstrument:
         if (
             attributes
             and STEP_ATTRIBUTE in attributes
+            and STEP_ATTRIBUTE not in rest
             and len(attributes) == len(rest) + 1
             # Only texts: 1, True and 1.0 are one key of a dict, and three series.
             and all(type(key) is str for key in attributes)

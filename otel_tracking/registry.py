@@ -71,6 +71,7 @@ class SeriesRegistry:
         self._tags = TagAssigner()
         self._handles: dict[object, SeriesHandle] = {}
         self._shapes: dict[tuple[int, ...], RowShape] = {}
+        self._next_steps: dict[object, int] = {}
         self._series_ids = itertools.count()
         self._shape_ids = itertools.count()
         self._resume()
@@ -78,11 +79,11 @@ class SeriesRegistry:
     def _resume(self) -> None:
         """Go on with the tags and counts of what an earlier process of this run recorded.
 
-        Every series is defined again, under a new id: readers take ids as they come.
+        A series that is used again is defined again, under a new id: readers take ids as they come.
         """
         for series, step in next_steps(self.journal.descriptor):
             self._tags.restore(series.tag, series.identity, series.meter)
-            self._define(series, step)
+            self._next_steps[series.identity] = step
 
     def series(
         self,
@@ -110,7 +111,7 @@ class SeriesRegistry:
             if known is not None:
                 return known
             tag = self._tags.assign(identity, name, ordered, meter)
-            return self._define(Series(tag, name, kind, unit, description, meter, ordered, group), 0)
+            return self._define(Series(tag, name, kind, unit, description, meter, ordered, group))
 
     def again(self, series: Series) -> SeriesHandle:
         """A series of another journal, in this one.
@@ -128,10 +129,10 @@ class SeriesRegistry:
             group=series.group,
         )
 
-    def _define(self, series: Series, next_step: int) -> SeriesHandle:
+    def _define(self, series: Series) -> SeriesHandle:
         id_ = next(self._series_ids)
         self._append(series_bytes(id_, series))
-        handle = SeriesHandle(self.journal, id_, series, next_step)
+        handle = SeriesHandle(self.journal, id_, series, self._next_steps.get(series.identity, 0))
         return self._handles.setdefault(series.identity, handle)
 
     def shape(self, series: Iterable[SeriesHandle]) -> RowShape:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import logging
 import os
@@ -24,13 +25,17 @@ from otel_tracking.journal.reader import PointCounter
 from otel_tracking.journal.writer import JournalWriter
 from otel_tracking.ranks import RankPolicies
 from otel_tracking.recorder import Recorder
-from otel_tracking.records import AttributeValue, Rank, Receipt, RunInfo, RunStatus, TrackerReceipt
+from otel_tracking.records import Rank, Receipt, RunInfo, RunStatus, TrackerReceipt
+from otel_tracking.resource import resource
 from otel_tracking.tracker import Tracker
 
 _LOG: Final = logging.getLogger(__name__)
 _IDENTITY_TIMEOUT: Final = 600.0
 """Seconds to wait for the ranks' store; the journal is pending meanwhile."""
 _PENDING: Final = ".pending"
+_POLL: Final = 0.1
+_START_AT_EXIT: Final = 5.0
+"""Seconds that the interpreter's exit waits for trackers that are starting."""
 _NO_TRACKER: Final = ""
 """Whose policy holds where there is only the journal: none is named so, so that the default applies."""
 
@@ -51,7 +56,6 @@ class RunRequest:
     run_name: str = ""
     policies: RankPolicies = field(default_factory=RankPolicies)
     init_kwargs: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    resource: Mapping[str, AttributeValue] = field(default_factory=dict)
     budget: float = 0.05
     deliver: bool = True
     ordinal: int = 1
@@ -143,9 +147,18 @@ class RunSession:
         elif self._recorder.journal is None or self._recorder.journal.closed:
             open_pending(self._recorder, request, rank)
         self._adopt_journal()
-        threading.Thread(
-            target=self._launch, args=(several,), name="otel-tracking-start", daemon=True
-        ).start()
+        self._start_threads(several)
+
+    def _start_threads(self, several: bool) -> None:
+        """All at once: a short program may be exiting by the time they have work, and Python 3.12 starts no
+        thread then."""
+        threads = [("start", functools.partial(self._launch, several))]
+        if self.request.deliver:
+            threads += [(name, functools.partial(self._follow, name)) for name in self._wanted()]
+        for name, work in threads:
+            threading.Thread(target=work, name=f"otel-tracking-{name}", daemon=True).start()
+        if len(threads) > 1:
+            threading.Thread(target=self._hold_exit, name="otel-tracking-hold-exit", daemon=False).start()
 
     def _adopt_journal(self) -> None:
         journal = self._recorder.journal
@@ -244,8 +257,28 @@ class RunSession:
         wanted = [name for name in self._cursors if name in makers]
         budget = Budget(self.request.budget, len(wanted))
         self.followers = {name: self._follower(name, makers[name], budget) for name in wanted}
-        for follower in self.followers.values():
-            threading.Thread(target=follower.run, name=f"otel-tracking-{follower.name}", daemon=True).start()
+
+    def _follow(self, name: str) -> None:
+        self.ready.wait()
+        follower = self.followers.get(name)
+        if follower is not None:
+            follower.run()
+
+    def _hold_exit(self) -> None:
+        """Let no exit handler run while a tracker starts; the interpreter joins this thread before them.
+
+        An SDK may have registered its own already, which closes its run, and ours comes before it only
+        once the start is over.
+        """
+        main = threading.main_thread()
+        deadline = float("inf")
+        while not (self._all_started() or self.ended) and time.monotonic() < deadline:
+            time.sleep(_POLL)
+            if not main.is_alive():
+                deadline = min(deadline, time.monotonic() + _START_AT_EXIT)
+
+    def _all_started(self) -> bool:
+        return self.ready.is_set() and all(f.started.is_set() for f in self.followers.values())
 
     def _follower(self, name: str, make: Callable[[], Tracker], budget: Budget) -> Follower:
         assert self.directory is not None
@@ -274,7 +307,7 @@ class RunSession:
             options=dict(request.init_kwargs.get(name, {})),
             state=cursor.state,
             position=cursor.position,
-            resource={**request.resource, **rank.attributes()},
+            resource=resource(request.project, rank),
         )
 
     # While it runs
@@ -416,7 +449,7 @@ def _start_note(request: RunRequest, rank: Rank) -> dict[str, Any]:
         "host": platform.node(),
         "python": platform.python_version(),
         "argv": sys.argv,
-        "resource": {**request.resource, **rank.attributes()},
+        "resource": resource(request.project, rank),
     }
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import operator
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
 from weakref import WeakKeyDictionary, WeakValueDictionary
@@ -17,11 +18,13 @@ from opentelemetry import baggage, trace
 from opentelemetry.context import Context, attach, create_key, detach, get_current, set_value
 from opentelemetry.trace import Span, SpanContext
 
+from otel_tracking.errors import raised_by_handler
 from otel_tracking.journal.format import STEP_MAX, STEP_MIN
 
 STEP_ATTRIBUTE: Final = "training.step"
 STEP_ALIASES: Final = ("step", "global_step")
 
+_INTEGER: Final = re.compile(r"[+-]?[0-9]{1,19}")
 _SCOPE: Final = create_key("otel-tracking-step")
 _process_step: int | None = None
 _parents: Final[WeakKeyDictionary[Span, Span]] = WeakKeyDictionary()
@@ -34,7 +37,9 @@ def as_step(value: object) -> int | None:
         return None
     try:
         step = operator.index(value)  # type: ignore[arg-type]  # what has no __index__ raises, as wanted
-    except TypeError:
+    except TypeError as error:
+        if raised_by_handler(error):
+            raise
         return None
     return step if STEP_MIN <= step <= STEP_MAX else None
 
@@ -83,11 +88,10 @@ def ambient(context: Context | None = None) -> int | None:
     if _process_step is not None:
         return _process_step
     carried = baggage.get_baggage(STEP_ATTRIBUTE, current)
-    if carried is not None:
-        try:
-            return as_step(int(str(carried)))
-        except ValueError:
-            pass
+    if carried is not None and _INTEGER.fullmatch(str(carried)):
+        number = as_step(int(str(carried)))
+        if number is not None:
+            return number
     span = trace.get_current_span(current)
     return None if span is trace.INVALID_SPAN else span_step(span)
 

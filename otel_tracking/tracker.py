@@ -40,7 +40,11 @@ class Tracker(abc.ABC):
 
     Names: a tag is passed as recorded; `self.names.escape(tag)` makes it legal here, injectively.
 
-    Instances are made by `Tracker()`, with no arguments, once for a run and rank.
+    Numbers: what `write*` returns accounts for everything it was given; if it does not, delivery to
+    this tracker stops.
+
+    Instances are made by `Tracker()`, with no arguments, for one rank of one run. One whose `start`
+    raises is dropped, `finish` not called, and a fresh one is tried later.
     """
 
     name: ClassVar[str]
@@ -60,7 +64,8 @@ class Tracker(abc.ABC):
 
         Returns:
             The position after which to go on: normally `run.position`. Higher when the tracker
-            finds later points already stored; lower (0) when it must be written again whole.
+            finds later points already stored; lower to be given some again, which count as what they
+            were; 0 when the store holds nothing, so that all is to be written and counted anew.
         """
 
     @abc.abstractmethod
@@ -89,7 +94,10 @@ class Tracker(abc.ABC):
 
     @abc.abstractmethod
     def finish(self, status: RunStatus) -> None:
-        """Store everything and close the run with that status. Called once, also after errors."""
+        """Store everything and close the run with that status. Called once, also after errors.
+
+        Some of what was taken may be unconfirmed still; `confirm(flush=True)` is asked again afterwards.
+        """
 
     @property
     @abc.abstractmethod

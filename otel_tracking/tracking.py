@@ -10,6 +10,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Final
 
+from opentelemetry.metrics import MeterProvider
+
 from otel_tracking import discovery, settings
 from otel_tracking.config import to_jsonable
 from otel_tracking.errors import ConfigurationError, LoggingDirectoryRequired, NotStarted
@@ -54,6 +56,8 @@ class Tracking:
         run_id: The run's identity; one that exists is resumed. Default: OTEL_TRACKING_RUN_ID, else the
             launcher's, else a new one.
         run_name: The run's name for people. Default: OTEL_TRACKING_RUN_NAME, else the run id.
+        meter_provider: An SDK provider that is to get what is recorded too; one that is or becomes the
+            global one need not be named.
         meters: Patterns of meter names that are recorded; `!` excludes. Default: all but
             OpenTelemetry's own instrumentations.
         budget: CPU seconds a second that all delivery threads may take. Default: OTEL_TRACKING_BUDGET.
@@ -75,6 +79,7 @@ class Tracking:
         delivery: str | None = None,
         run_id: str | None = None,
         run_name: str | None = None,
+        meter_provider: MeterProvider | None = None,
         meters: Sequence[str] | None = None,
         budget: float | None = None,
     ) -> None:
@@ -104,6 +109,8 @@ class Tracking:
         if meters is not None:
             self._process.provider.meters = tuple(meters)
         self._process.install()
+        if meter_provider is not None and not self._process.provider.attach(meter_provider):
+            raise ConfigurationError("another SDK meter provider is attached already; there can be one")
         self._process.record_pending(self._request(settings.project(), {}))
 
     # The tutorial's words
@@ -268,7 +275,6 @@ class Tracking:
             run_name=self._run_name,
             policies=self._policies,
             init_kwargs=init_kwargs,
-            resource={"service.name": settings.SERVICE_NAME.get() or project},
             budget=self._budget,
             deliver=self._delivery == "thread",
             ordinal=self._process.next_ordinal,

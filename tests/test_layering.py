@@ -22,7 +22,7 @@ LAYERS = [
     {"errors", "names", "settings"},
     {"records"},
     {"journal", "ranks", "tags", "tracker"},
-    {"cursor", "discovery", "feed", "identity", "reading", "registry", "steps", "testing", "values"},
+    {"cursor", "discovery", "feed", "identity", "reading", "registry", "resource", "steps", "testing", "values"},
     {"config", "followers", "recorder", "sdk_run"},
     {"instruments", "sdk_exporters", "session", "spans"},
     {"downstream", "runner"},

@@ -69,6 +69,7 @@ def run(
         settings.RANKS.variable: ranks,
         # Programs that this one starts by other means than inheriting PYTHONPATH.
         "OTEL_PYTHON_METER_PROVIDER": "otel_tracking",
+        "OTEL_PYTHON_TRACER_PROVIDER": "otel_tracking",
         "PYTHONPATH": os.pathsep.join(filter(None, (str(_SITE), os.environ.get("PYTHONPATH")))),
     }
     code = _wait(command, environ)

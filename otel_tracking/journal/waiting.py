@@ -22,7 +22,9 @@ _waits = 0
 """How many waits of the main thread lie inside each other."""
 
 
-def wait_until(done: Callable[[], bool], timeout: float, *, begin: Callable[[], object] | None = None) -> None:
+def wait_until(
+    done: Callable[[], bool], timeout: float, *, begin: Callable[[], object] | None = None
+) -> None:
     """Return when `done()` is true, or after `timeout` seconds.
 
     A signal handler that records in here waits in here too, and the next signal's inside that one,

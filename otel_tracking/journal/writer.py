@@ -116,6 +116,7 @@ class JournalWriter:
                 try:
                     recovery.repair(descriptor)
                 finally:
+                    _unlock(lock)
                     os.close(lock)
             finally:
                 os.close(descriptor)
@@ -240,6 +241,7 @@ class JournalWriter:
                 self._drop(spare, reached=used * SLOT == last.size)
             recovery.cut(self._directory, last.index, used)
         finally:
+            _unlock(self._lock)
             self._release()
             _WRITERS.discard(self)
 
@@ -296,6 +298,12 @@ def _take_lock(path: Path, directory: int) -> int:
             os.close(lock)
             raise
     return lock
+
+
+def _unlock(lock: int) -> None:
+    """Give up the lock for all copies of the descriptor: a child that was just forked still has one."""
+    if fcntl is not None and lock >= 0:
+        fcntl.flock(lock, fcntl.LOCK_UN)
 
 
 _WRITERS: Final[weakref.WeakSet[JournalWriter]] = weakref.WeakSet()

@@ -53,7 +53,6 @@ def request_from_environment(this: Process) -> RunRequest:
         names=names,
         run_name=settings.RUN_NAME.get(),
         policies=discovery.policies_by_environment(names),
-        resource={"service.name": settings.SERVICE_NAME.get() or project},
         budget=settings.BUDGET.get(),
         deliver=settings.DELIVERY.get() == "thread",
         ordinal=this.next_ordinal,

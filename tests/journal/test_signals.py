@@ -202,7 +202,9 @@ print(json.dumps([stopped, recorder.not_recorded()]))
 
 
 @pytest.mark.parametrize("after", [0.0002, 0.001, 0.002, 0.004])
-def test_a_handler_that_raises_while_the_journal_opens_does_not_lose_it(run_script: Run, after: float) -> None:
+def test_a_handler_that_raises_while_the_journal_opens_does_not_lose_it(
+    run_script: Run, after: float
+) -> None:
     stopped, not_recorded = json.loads(run_script(OPENING, str(after)).stdout)
     assert stopped
     assert not_recorded == {}

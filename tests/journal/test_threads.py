@@ -67,9 +67,7 @@ def test_four_threads_and_rotation(recorder: Recorder, tmp_path: Path, small_seg
 
 
 def test_a_new_series_in_four_threads_at_once_is_one_series(recorder: Recorder, tmp_path: Path) -> None:
-    gauges = [
-        TrackingMeterProvider(recorder).get_meter("train").create_gauge("loss") for _ in range(4)
-    ]
+    gauges = [TrackingMeterProvider(recorder).get_meter("train").create_gauge("loss") for _ in range(4)]
     barrier = threading.Barrier(4)
 
     def work(number: int) -> Callable[[], None]:
@@ -104,7 +102,11 @@ def test_a_call_while_the_journal_closes_is_recorded_or_counted(
         ended = threading.Event()
 
         def work(
-            number: int, recorder: Recorder = recorder, meter=meter, made=made, ended=ended  # type: ignore[no-untyped-def]  # of this round
+            number: int,
+            recorder: Recorder = recorder,
+            meter=meter,
+            made=made,
+            ended=ended,  # type: ignore[no-untyped-def]  # of this round
         ) -> Callable[[], None]:
             gauge = meter.create_gauge(f"g{number}")
 
