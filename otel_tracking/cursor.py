@@ -38,7 +38,8 @@ class Cursor:
         """
         draft = path.with_name(f"{path.name}.{os.getpid()}.draft")
         content = json.dumps({"version": 1, **asdict(self)}, indent=1)
-        with open(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w", encoding="utf-8") as file:
+        descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
             file.write(content)
         draft.replace(path)
 

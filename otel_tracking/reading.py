@@ -64,7 +64,12 @@ class RunData:
         ]
         mask = np.isin(self.index, wanted)
         return RunData(
-            self.series, self.index[mask], self.steps[mask], self.times[mask], self.values[mask], self.ranks[mask]
+            self.series,
+            self.index[mask],
+            self.steps[mask],
+            self.times[mask],
+            self.values[mask],
+            self.ranks[mask],
         )
 
     def to_pandas(self) -> pd.DataFrame:
@@ -119,7 +124,9 @@ def journals(path: Path) -> list[tuple[int, Path]]:
         ranks = sorted(p for p in candidate.glob("rank-*") if any(p.glob("*.segment")))
         if ranks:
             return [(_rank_of(p), p) for p in ranks]
-    raise ConfigurationError(f"{path} holds no journal; give a run's directory, <project_dir>/<project>/<run_id>")
+    raise ConfigurationError(
+        f"{path} holds no journal; give a run's directory, <project_dir>/<project>/<run_id>"
+    )
 
 
 def _rank_of(path: Path) -> int:

@@ -12,37 +12,32 @@ import functools
 import logging
 import os
 import shutil
-import struct
 import threading
 import time
 import weakref
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final, Protocol, TypeAlias
+from typing import Any, Final, Protocol
 
-from otel_tracking.errors import JournalError, JournalFull, raised_here
+from otel_tracking.errors import JournalError, JournalFull
 from otel_tracking.journal.continuing import continued, next_steps
 from otel_tracking.journal.entries import entry_bytes
-from otel_tracking.journal.format import RecordType, crc32c, pack_head, pack_point
+from otel_tracking.journal.format import RecordType, pack_point
 from otel_tracking.journal.waiting import wait_until
 from otel_tracking.journal.writer import JournalWriter, Outcome
-from otel_tracking.records import Kind, RunStatus
-from otel_tracking.registry import RowShape, SeriesHandle, SeriesRegistry
-from otel_tracking.steps import ambient, as_step
-from otel_tracking.values import Number, flatten, to_number
+from otel_tracking.records import RunStatus
+from otel_tracking.registry import SeriesHandle, SeriesRegistry
+from otel_tracking.rows import Rows, as_it_is
+from otel_tracking.steps import ambient
+from otel_tracking.values import Number, to_number
 
 _LOG: Final = logging.getLogger(__name__)
 _time_ns: Final = time.time_ns
 _OUR_CODE: Final = ("otel_tracking", "opentelemetry", "numpy", "json", "struct", "weakref", "threading")
-MAX_ROW: Final = 4096
-"""Values in one row record; a longer `log` becomes several rows."""
 _FOREVER: Final = 1e9
 _IN_BETWEEN: Final = "recorded by a signal handler while a run began or ended"
-
-_Column: TypeAlias = tuple[str, str, float]
-"""name, group, value"""
 
 
 class Cache(Protocol):
@@ -58,6 +53,7 @@ class Recorder:
     Attributes:
         registry: The series of the open journal; None before the first record, and when nothing is
             to be recorded.
+        log: Records the values of one moment: `Rows.log`.
         refused: Measurements that never became a record, by reason.
         rounded: Recorded numbers that no double holds exactly.
         continued: The closed journal all of whose records the open one repeats, if it took one over.
@@ -79,7 +75,8 @@ class Recorder:
         self._working: set[int] = set()  # threads that open or move the journal; the others wait for them
         # By id: `valuerefs` copies in one step, while a WeakSet must not grow while it is walked.
         self._caches: weakref.WeakValueDictionary[int, Cache] = weakref.WeakValueDictionary()
-        self._rows: dict[tuple[object, ...], tuple[RowShape, None] | tuple[None, SeriesHandle]] = {}
+        self._rows = Rows(self)
+        self.log = self._rows.log
         self._warned: set[str] = set()
         _RECORDERS.add(self)
 
@@ -218,7 +215,7 @@ class Recorder:
         self._caches[id(cache)] = cache
 
     def _forget(self) -> None:
-        self._rows.clear()
+        self._rows.reset()
         for reference in self._caches.valuerefs():
             cache = reference()
             if cache is not None:
@@ -345,10 +342,15 @@ class Recorder:
             return pack_point(first | flag, count, now, number)
 
         if series.journal.append(point(series)) is Outcome.CLOSED:
-            self._append(lambda registry: point(registry.again(series.series)), 1)
+            self.append(lambda registry: point(registry.again(series.series)), 1)
 
-    def _append(self, records: Callable[[SeriesRegistry], bytes], measurements: int) -> None:
-        """Append what is made for the open journal; to the next one, if it is closed or moved meanwhile."""
+    def append(self, records: Callable[[SeriesRegistry], bytes], measurements: int) -> None:
+        """Append what is made for the open journal; to the next one, if it is closed or moved meanwhile.
+
+        Args:
+            records: Makes the bytes, of the series of that journal; asked again for the next one.
+            measurements: How many to count, if they can't be kept.
+        """
         while (registry := self.opened(measurements)) is not None:
             try:
                 outcome = registry.journal.append(records(registry))
@@ -361,135 +363,6 @@ class Recorder:
                 self.refused[outcome.value] += measurements
                 return
 
-    def log(
-        self,
-        values: Mapping[str, Any],
-        *,
-        step: int | None = None,
-        options: Mapping[str, Any] | None = None,
-    ) -> None:
-        """Record the values of one moment as a row.
-
-        Args:
-            values: Numbers (Python's, NumPy's, torch's), texts, and mappings of these.
-            step: None means what `steps.ambient` says, else a count.
-            options: By tracker: what its own call takes (`log_kwargs`).
-        """
-        try:
-            number = ambient() if step is None else step
-            if number.__class__ is int and values.__class__ is dict and not options:
-                row = self._rows.get(tuple(values))
-                if row is not None and self._known_row(row, values, number):
-                    return
-            self._log(values, step, options)
-        except Exception as error:  # noqa: BLE001 - whose error it is decides `failed`
-            self.failed(error)
-
-    def _known_row(
-        self,
-        row: tuple[RowShape, None] | tuple[None, SeriesHandle],
-        values: Mapping[str, Any],
-        step: int,
-    ) -> bool:
-        numbers: Collection[float] = values.values()
-        for number in numbers:
-            if number.__class__ is not float:
-                exact = _exact(numbers)
-                if exact is None:
-                    return False
-                numbers = exact
-                break
-        shape, series = row
-        try:
-            if shape is not None:
-                payload = shape.pack(*numbers)
-                data = pack_head(shape.word, step, _time_ns(), crc32c(payload)) + payload
-                journal = shape.journal
-            else:
-                assert series is not None
-                (number,) = numbers
-                data = pack_point(series.word, step, _time_ns(), number)
-                journal = series.journal
-        except struct.error as error:  # a step beyond 64 bits
-            if not raised_here(error):
-                raise
-            return False
-        try:
-            journal.write(data)
-        except ValueError as error:
-            if not raised_here(error):
-                raise
-            return journal.overflow(data)
-        return True
-
-    def _log(self, values: Mapping[str, Any], step: object, options: Mapping[str, Any] | None) -> None:
-        if self.opened(len(values) if isinstance(values, Mapping) else 1) is None:
-            return
-        if not isinstance(values, Mapping):
-            self.refuse(f"log({values!r:.80})", f"log takes a mapping, not {type(values).__name__}")
-            return
-        number = ambient() if step is None else as_step(step)
-        if step is not None and number is None:
-            self.refuse(f"a row with step={step!r:.80}", "a step is an integer of 64 bits")
-            return
-        now = _time_ns()
-        texts: list[bytes] = []
-        columns: list[_Column] = []
-        for name, group, value in flatten(values):
-            if isinstance(value, Number):
-                self._note(name, value)
-                columns.append((name, group, value.value))
-            elif isinstance(value, str):
-                text = {"tag": name, "text": value, "options": _jsonable(options)}
-                texts.append(entry_bytes(RecordType.TEXT, text, step=number or 0, time_ns=now))
-            else:
-                self.refuse(repr(name), value.reason)
-        keys = () if any(isinstance(value, Mapping) for value in values.values()) else tuple(values)
-        for start in range(0, len(columns), MAX_ROW):
-            part = columns[start : start + MAX_ROW]
-            self._append(functools.partial(self._row, part, number, now, options, keys), len(part))
-        for text_bytes in texts:
-            self._append(functools.partial(_as_it_is, text_bytes), 1)
-
-    def _row(
-        self,
-        columns: list[_Column],
-        step: int | None,
-        now: int,
-        options: Mapping[str, Any] | None,
-        keys: tuple[str, ...],
-        registry: SeriesRegistry,
-    ) -> bytes:
-        series = [registry.series(name=name, kind=Kind.GAUGE, group=group) for name, group, _ in columns]
-        values = [value for _, _, value in columns]
-        if step is None:  # each series has a count of its own
-            records = b""
-            for handle, value in zip(series, values, strict=True):
-                flag, count = handle.automatic()
-                records += pack_point(handle.word | flag, count, now, value)
-        elif len(series) == 1:
-            records = pack_point(series[0].word, step, now, values[0])
-        else:
-            shape = registry.shape(series)
-            payload = shape.pack(*values)
-            records = pack_head(shape.word, step, now, crc32c(payload)) + payload
-        self._remember(registry, keys, series)
-        if not options:
-            return records
-        content = {"options": _jsonable(options), "points": len(columns)}
-        return entry_bytes(RecordType.OPTIONS, content, time_ns=now) + records
-
-    def _remember(
-        self,
-        registry: SeriesRegistry,
-        keys: tuple[str, ...],
-        series: list[SeriesHandle],
-    ) -> None:
-        """Next time, a row of these keys takes the short way."""
-        if len(series) != len(keys) or not all(type(key) is str for key in keys):
-            return
-        self._rows[keys] = (None, series[0]) if len(series) == 1 else (registry.shape(series), None)
-
     def text(self, tag: str, text: str, *, step: int | None = None) -> None:
         """Record a text under a name."""
         self.entry(RecordType.TEXT, {"tag": tag, "text": text, "options": {}}, step=step)
@@ -501,38 +374,21 @@ class Recorder:
             TypeError, ValueError: The content has no JSON form.
         """
         number = ambient() if step is None else step
-        self._append(functools.partial(_as_it_is, entry_bytes(type_, content, step=number or 0)), 1)
+        self.append(functools.partial(as_it_is, entry_bytes(type_, content, step=number or 0)), 1)
 
     def _number(self, name: str, value: object) -> Number | None:
         number = to_number(value)
         if isinstance(number, Number):
-            self._note(name, number)
+            self.note(name, number)
             return number
         self.refuse(f"a value of {name!r}", number.reason)
         return None
 
-    def _note(self, name: str, number: Number) -> None:
+    def note(self, name: str, number: Number) -> None:
+        """Count a number that no double holds exactly, and warn once."""
         if number.altered:
             self.rounded += 1
             self.warn_once(f"{name!r}: {number.altered}", key=number.altered)
-
-
-def _exact(values: Iterable[object]) -> list[float] | None:
-    """Values as doubles; None if one of them is no number, or none that a double holds exactly."""
-    numbers: list[float] = []
-    for value in values:
-        if value.__class__ is float or (value.__class__ is int and -(2**53) <= value <= 2**53):
-            numbers.append(value)
-            continue
-        number = value if isinstance(value, str | Mapping) else to_number(value)
-        if not isinstance(number, Number) or number.altered:
-            return None
-        numbers.append(number.value)
-    return numbers
-
-
-def _as_it_is(record: bytes, registry: SeriesRegistry) -> bytes:
-    return record
 
 
 def _ours(traceback: TracebackType | None) -> bool:
@@ -543,19 +399,6 @@ def _ours(traceback: TracebackType | None) -> bool:
             return False
         traceback = traceback.tb_next
     return True
-
-
-def _jsonable(options: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Options as JSON holds them; what it can't hold becomes its text."""
-    return {
-        str(tracker): {str(k): v if _plain(v) else str(v) for k, v in of.items()}
-        for tracker, of in (options or {}).items()
-        if isinstance(of, Mapping)
-    }
-
-
-def _plain(value: object) -> bool:
-    return value is None or isinstance(value, str | int | float | bool)
 
 
 _RECORDERS: weakref.WeakSet[Recorder] = weakref.WeakSet()

@@ -16,8 +16,8 @@ from tensorboard.backend.event_processing.event_accumulator import (  # type: ig
 
 import otel_tracking as ot
 from otel_tracking_exporters._wandb_file import read_history, read_wandb
-from otel_tracking_exporters.mlflow import MLflowTracker
 from otel_tracking_exporters._wandb_mapping import STEP
+from otel_tracking_exporters.mlflow import MLflowTracker
 from otel_tracking_exporters.wandb import WandbTracker
 
 

@@ -50,8 +50,21 @@ def launch(tmp_path: Path, ranks: str, *, log_with: str = "tensorboard,mlflow,wa
     script = tmp_path / "train.py"
     script.write_text(OTEL_ONLY)
     done = subprocess.run(
-        [LAUNCHER, "run", "--log-with", log_with, "--project", "train", "--ranks", ranks, "--"]
-        + [*TORCHRUN, "--nproc-per-node", "2", str(script)],
+        [
+            LAUNCHER,
+            "run",
+            "--log-with",
+            log_with,
+            "--project",
+            "train",
+            "--ranks",
+            ranks,
+            "--",
+            *TORCHRUN,
+            "--nproc-per-node",
+            "2",
+            str(script),
+        ],
         cwd=tmp_path,
         capture_output=True,
         text=True,
@@ -69,7 +82,8 @@ def in_mlflow(tmp_path: Path) -> dict[str, list[tuple[int, bytes]]]:
     """The losses of each MLflow run, by the run's rank tag; within a millisecond by step, as recorded."""
     runs = readback.mlflow_runs(tmp_path / "outputs", "train")
     return {
-        run.data.tags["training.rank"]: values(readback.mlflow_points(tmp_path / "outputs", run)) for run in runs
+        run.data.tags["training.rank"]: values(readback.mlflow_points(tmp_path / "outputs", run))
+        for run in runs
     }
 
 
@@ -143,8 +157,20 @@ def static_nodes(tmp_path: Path) -> None:
     port = str(free_port())
     nodes = [
         subprocess.Popen(
-            [*TORCHRUN, "--nnodes", "2", "--node-rank", str(node), "--master-addr", "127.0.0.1"]
-            + ["--master-port", port, "--nproc-per-node", "1", str(tmp_path / "train.py")],
+            [
+                *TORCHRUN,
+                "--nnodes",
+                "2",
+                "--node-rank",
+                str(node),
+                "--master-addr",
+                "127.0.0.1",
+                "--master-port",
+                port,
+                "--nproc-per-node",
+                "1",
+                str(tmp_path / "train.py"),
+            ],
             cwd=tmp_path,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -243,7 +269,9 @@ assert tracking.receipt().complete, tracking.receipt()
 """
 
 
-def test_a_worker_that_outlives_its_trainer_does_not_block_a_resume(run_script: RunScript, tmp_path: Path) -> None:
+def test_a_worker_that_outlives_its_trainer_does_not_block_a_resume(
+    run_script: RunScript, tmp_path: Path
+) -> None:
     script = tmp_path / "train.py"
     script.write_text(textwrap.dedent(OUTLIVED))
     command = [sys.executable, str(script), "0", "die"]
@@ -279,4 +307,3 @@ def test_ranks_that_can_not_agree_are_told_what_to_do(run_script: RunScript, tmp
     assert "OTEL_TRACKING_RUN_ID" in done.stderr
     (pending,) = tmp_path.glob("outputs/.pending/*")
     assert ot.read_run(pending).values.tolist() == [1.0]
-

@@ -152,7 +152,9 @@ def test_a_missing_package_is_one_warning(tmp_path: Path) -> None:
 def test_the_program_starts_at_once(tmp_path: Path) -> None:
     """Nothing of a tracker is imported before the program runs."""
     started = time.monotonic()
-    program = "import sys; print([m for m in ('torch', 'mlflow', 'wandb', 'tensorboard') if m in sys.modules])"
+    program = (
+        "import sys; print([m for m in ('torch', 'mlflow', 'wandb', 'tensorboard') if m in sys.modules])"
+    )
     done = subprocess.run(
         [COMMAND, "run", "--log-with", "all", "--", sys.executable, "-c", program],
         cwd=tmp_path,

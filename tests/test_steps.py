@@ -37,7 +37,8 @@ class Bench:
         self.gauge.set(1.0, dict(attributes) if attributes is not None else None, context)
 
     def steps(self, name: str = "loss") -> list[int]:
-        return read_run(self.directory).of(name).steps.tolist()
+        steps: list[int] = read_run(self.directory).of(name).steps.tolist()
+        return steps
 
 
 @pytest.fixture

@@ -33,7 +33,8 @@ def run(
         str, typer.Option(help="What runs are collected under.", envvar=settings.PROJECT.variable)
     ] = "",
     run_id: Annotated[
-        str, typer.Option(help="The run's identity; one that exists is resumed.", envvar=settings.RUN_ID.variable)
+        str,
+        typer.Option(help="The run's identity; one that exists is resumed.", envvar=settings.RUN_ID.variable),
     ] = "",
     run_name: Annotated[
         str, typer.Option(help="The run's name for people.", envvar=settings.RUN_NAME.variable)

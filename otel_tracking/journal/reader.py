@@ -13,7 +13,6 @@ from typing import Final
 
 from otel_tracking.errors import UnsupportedJournal
 from otel_tracking.journal.format import HEADER_SLOTS, SLOT, Header, position, segment_name
-from otel_tracking.journal.recovery import segments
 from otel_tracking.journal.scan import Run, Words, points_in, scan, words_of
 
 BLOCK_SLOTS: Final = 16 * 2**10
@@ -38,17 +37,15 @@ class JournalReader:
     """Reads a journal from its beginning to its end, then what is appended.
 
     Args:
-        directory: The journal's directory, or a descriptor of it, which stays the caller's.
+        directory: The journal's directory, or a descriptor of it (which is duplicated).
 
     Raises:
         OSError: There is no such directory.
     """
 
     def __init__(self, directory: Path | int) -> None:
-        # Not a duplicate: those share one place in the directory, and two that list it at once each
-        # miss what the other has seen.
         if isinstance(directory, int):
-            self._directory = os.open(".", os.O_RDONLY | os.O_CLOEXEC, dir_fd=directory)
+            self._directory = os.dup(directory)
         else:
             self._directory = os.open(directory, os.O_RDONLY | os.O_CLOEXEC)
         self._file = -1
@@ -88,18 +85,19 @@ class JournalReader:
         return None
 
     def _open_next(self) -> bool:
-        following = [index for index in segments(self._directory) if index > self._index]
-        if not following:
+        index = self._index + 1
+        try:
+            file = os.open(segment_name(index), os.O_RDONLY | os.O_CLOEXEC, dir_fd=self._directory)
+        except FileNotFoundError:
             return False
-        file = os.open(segment_name(following[0]), os.O_RDONLY | os.O_CLOEXEC, dir_fd=self._directory)
         try:
             header = Header.unpack(os.pread(file, HEADER_SLOTS * SLOT, 0))
         except UnsupportedJournal as error:
             os.close(file)
-            raise UnsupportedJournal(f"{segment_name(following[0])}: {error}") from None
+            raise UnsupportedJournal(f"{segment_name(index)}: {error}") from None
         if self._file >= 0:
             os.close(self._file)
-        self._file, self._index = file, following[0]
+        self._file, self._index = file, index
         self._slots, self._slot = header.slots, HEADER_SLOTS
         return True
 

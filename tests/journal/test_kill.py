@@ -47,7 +47,8 @@ recorder.open(directory)
 step = first
 while True:
     for step in range(step, step + 64):
-        recorder.log({"a": 1.0 / (step + 1), "b": -float(step), "c": 0.5, "d": step * 0.1, "e": 1e300}, step=step)
+        row = {"a": 1.0 / (step + 1), "b": -float(step), "c": 0.5, "d": step * 0.1, "e": 1e300}
+        recorder.log(row, step=step)
     step += 1
     os.write(1, step.to_bytes(8, "little"))
 """
@@ -83,7 +84,7 @@ def test_every_acknowledged_point_survives_and_the_next_start_appends(
 ) -> None:
     """Several kills in a row on one journal, read back whole after each."""
     moments = random.Random(20)
-    kills = size(6, 60)
+    kills = size(6, 100)
     directory = tmp_path / "journal"
     first = 0
     for _ in range(kills):

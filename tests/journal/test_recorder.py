@@ -27,8 +27,9 @@ from otel_tracking.journal.stream import Points, RecordStream
 from otel_tracking.journal.writer import JournalWriter
 from otel_tracking.provider import TrackingMeterProvider
 from otel_tracking.reading import RunData
-from otel_tracking.recorder import MAX_ROW, Recorder
+from otel_tracking.recorder import Recorder
 from otel_tracking.records import RunStatus
+from otel_tracking.rows import MAX_ROW
 
 
 def recorded(recorder: Recorder) -> RunData:
@@ -107,9 +108,8 @@ def test_nested_mappings_are_groups(recorder: Recorder) -> None:
 
 
 def test_texts_beside_numbers(recorder: Recorder) -> None:
-    recorder.log(
-        {"note": "hello \ud800 \u202e\0", "a": 1.0}, step=3, options={"wandb": {"x": 1}, "mlflow": None}
-    )  # type: ignore[dict-item]  # a mistake
+    mistaken: Any = {"wandb": {"x": 1}, "mlflow": None}
+    recorder.log({"note": "hello \ud800 \u202e\0", "a": 1.0}, step=3, options=mistaken)
     (text,) = entries(recorder, RecordType.TEXT)
     assert (text.step, text.content["text"]) == (3, "hello \ud800 \u202e\0")
     assert text.content["options"] == {"wandb": {"x": 1}}
@@ -481,13 +481,12 @@ def test_a_handlers_exception_is_known_whatever_the_handler_is(
 
     before = signal.signal(signal.SIGUSR1, handler)
     try:
-        with pytest.raises(ValueError, match="mine|Expecting"):
+        with pytest.raises(ValueError, match=r"mine|Expecting"):
             recorder.log({"a": Interrupted()}, step=1)
         recorder.log({"a": Unreadable(), "b": 1.0}, step=2)
-        try:
+        with pytest.raises(ValueError, match=r"mine|Expecting") as caught:
             signal.raise_signal(signal.SIGUSR1)
-        except ValueError as error:
-            assert raised_by_handler(error)
+        assert raised_by_handler(caught.value)
     finally:
         signal.signal(signal.SIGUSR1, before)
     assert rows(recorder) == [("b", 2, 1.0)]

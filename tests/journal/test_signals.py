@@ -148,20 +148,20 @@ def play(run_script: Run, how: str, *, slots: int, threads: int = 0, seconds: fl
 
 
 def test_handlers_that_record(run_script: Run, size: Callable[[int, int], int]) -> None:
-    said = play(run_script, "record", slots=64, seconds=size(1, 20))
+    said = play(run_script, "record", slots=128, seconds=size(6, 200) / 10)
     assert said["segments"] > 50
 
 
 def test_handlers_that_raise(run_script: Run, size: Callable[[int, int], int]) -> None:
     """Every exception that a handler raised inside a call came out of it, whatever its type."""
-    said = play(run_script, "record raise", slots=64, seconds=size(1, 20))
+    said = play(run_script, "record raise", slots=128, seconds=size(6, 200) / 10)
     assert said["segments"] > 50
     assert said["raised"] > 10
     assert said["caught"] == said["raised"]
 
 
 def test_handlers_among_new_series_and_rows(run_script: Run, size: Callable[[int, int], int]) -> None:
-    said = play(run_script, "record raise new row", slots=256, seconds=size(1, 20))
+    said = play(run_script, "record raise new row", slots=256, seconds=size(8, 200) / 10)
     assert said["caught"] == said["raised"] > 10
 
 

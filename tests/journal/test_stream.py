@@ -157,7 +157,7 @@ def test_points_flags(tmp_path: Path) -> None:
     gauge = TrackingMeterProvider(recorder).get_meter("train").create_gauge("g")
     gauge.set(1, {"training.step": 1})
     gauge.set(1.0, {"training.step": 1})
-    gauge.set(np.int64(2))
+    gauge.set(np.int64(2))  # type: ignore[arg-type]  # more than the API promises
     gauge.set(2.5)
     recorder.close(RunStatus.FINISHED)
     stream = RecordStream(tmp_path / "journal")

@@ -94,50 +94,46 @@ def test_a_call_while_the_journal_closes_is_recorded_or_counted(
 ) -> None:
     small_segments(slots)
     for attempt in range(8):
-        directory = tmp_path / str(attempt)
-        recorder = Recorder()
-        recorder.open(directory)
-        meter = TrackingMeterProvider(recorder).get_meter("train")
-        made = [0, 0, 0]
-        ended = threading.Event()
+        close_while_recording(tmp_path / str(attempt), after=300 + 97 * attempt)
 
-        def work(
-            number: int,
-            recorder: Recorder = recorder,
-            meter=meter,
-            made=made,
-            ended=ended,  # type: ignore[no-untyped-def]  # of this round
-        ) -> Callable[[], None]:
-            gauge = meter.create_gauge(f"g{number}")
 
-            def record() -> None:
-                more = 200
-                while more:
-                    more -= ended.is_set()
-                    if number == 0:
-                        gauge.set(1.0, {"training.step": made[number]})
-                    elif number == 1:
-                        gauge.set(1.0)
-                    else:
-                        recorder.log({"g2": 1.0}, step=made[number])
-                    made[number] += 1
+def close_while_recording(directory: Path, *, after: int) -> None:
+    recorder = Recorder()
+    recorder.open(directory)
+    meter = TrackingMeterProvider(recorder).get_meter("train")
+    given, counted = meter.create_gauge("given"), meter.create_gauge("counted")
+    calls: dict[str, Callable[[int], None]] = {
+        "given": lambda step: given.set(1.0, {"training.step": step}),
+        "counted": lambda step: counted.set(1.0),
+        "row": lambda step: recorder.log({"row": 1.0}, step=step),
+    }
+    made = dict.fromkeys(calls, 0)
+    ended = threading.Event()
 
-            return record
+    def work(name: str) -> Callable[[], None]:
+        def record() -> None:
+            more = 200
+            while more:
+                more -= ended.is_set()
+                calls[name](made[name])
+                made[name] += 1
 
-        def close(recorder: Recorder = recorder, made=made, ended=ended) -> None:  # type: ignore[no-untyped-def]  # of this round
-            while min(made) < 100 + 50 * len(str(directory)):
-                pass
-            recorder.close(RunStatus.FINISHED)
-            ended.set()
+        return record
 
-        together(*(work(n) for n in range(3)), close)
-        run = read_run(directory)
-        lost = recorder.not_recorded()
-        assert len(run) + sum(lost.values()) == sum(made)
-        assert set(lost) == {"recorded after the run had ended"}
-        for number in range(3):
-            steps = run.of(f"g{number}").steps.tolist()
-            assert steps == list(range(len(steps)))
+    def close() -> None:
+        while min(made.values()) < after:
+            pass
+        recorder.close(RunStatus.FINISHED)
+        ended.set()
+
+    together(*(work(name) for name in calls), close)
+    run = read_run(directory)
+    lost = recorder.not_recorded()
+    assert len(run) + sum(lost.values()) == sum(made.values())
+    assert set(lost) == {"recorded after the run had ended"}
+    for name in calls:
+        steps = run.of(name).steps.tolist()
+        assert steps == list(range(len(steps)))
 
 
 @pytest.mark.parametrize("existing", [False, True], ids=["renamed", "appended to an earlier one"])

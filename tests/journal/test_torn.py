@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 import shutil
 import struct
@@ -139,7 +140,7 @@ def test_damage_inside_a_long_record_never_makes_points(journal: Path, tmp_path:
     dice = random.Random(23)
     copy = tmp_path / "copy"
     copy.mkdir()
-    for begin, border in zip(borders, borders[1:], strict=False):
+    for begin, border in itertools.pairwise(borders):
         for _ in range(min(12, 12 * (border - begin - 1))):
             damaged = bytearray(data)
             bit = dice.randrange((begin + 1) * SLOT * 8, border * SLOT * 8)

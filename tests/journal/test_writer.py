@@ -20,8 +20,8 @@ from otel_tracking import recorder as recorder_module
 from otel_tracking.errors import JournalLocked
 from otel_tracking.journal import segment as segment_module
 from otel_tracking.journal import writer as writer_module
-from otel_tracking.journal.format import HEADER_SLOTS, SLOT, Header, RecordType, pack_point, segment_name
 from otel_tracking.journal.entries import entry_bytes
+from otel_tracking.journal.format import HEADER_SLOTS, SLOT, Header, RecordType, pack_point, segment_name
 from otel_tracking.journal.reader import JournalReader
 from otel_tracking.journal.scan import points_in
 from otel_tracking.journal.writer import JournalWriter, Outcome
@@ -74,7 +74,7 @@ def test_a_second_writer_is_refused_until_the_first_is_gone(tmp_path: Path, spaw
     holder = spawn(HOLDER, directory, "alone")
     assert holder.stdout is not None
     holder.stdout.read(4)
-    with pytest.raises(JournalLocked, match="one writer|One writer"):
+    with pytest.raises(JournalLocked, match="One writer"):
         JournalWriter(directory)
     with pytest.raises(JournalLocked):
         JournalWriter.repair(directory)
@@ -171,7 +171,7 @@ print(step, beside.steps)
 
 
 def test_forked_children_add_nothing_and_end_nothing(
-    run_script: Callable[..., "subprocess.CompletedProcess[str]"],
+    run_script: Callable[..., subprocess.CompletedProcess[str]],
 ) -> None:
     main, beside = map(int, run_script(FORKS, timeout=60).stdout.split())
     run = read_run("journal")
@@ -336,11 +336,11 @@ def test_a_journal_that_cannot_be_made_is_an_error_and_leaves_nothing(
     tmp_path: Path, disk: dict[str, bool]
 ) -> None:
     disk["full"] = True
-    descriptors = len(os.listdir("/proc/self/fd"))
+    descriptors = len(list(Path("/proc/self/fd").iterdir()))
     with pytest.raises(OSError, match="No space"):
         JournalWriter(tmp_path / "journal")
     assert [path.name for path in (tmp_path / "journal").iterdir()] == ["lock"]
-    assert len(os.listdir("/proc/self/fd")) == descriptors
+    assert len(list(Path("/proc/self/fd").iterdir())) == descriptors
     disk["full"] = False
     JournalWriter(tmp_path / "journal").close()
 
