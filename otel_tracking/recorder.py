@@ -6,7 +6,6 @@ journal at its first record, from the `opener` it was given.
 
 from __future__ import annotations
 
-import _thread
 import errno
 import functools
 import logging
@@ -25,7 +24,7 @@ from otel_tracking.errors import JournalError, JournalFull
 from otel_tracking.journal.continuing import continued, next_steps
 from otel_tracking.journal.entries import entry_bytes
 from otel_tracking.journal.format import RecordType, pack_point
-from otel_tracking.journal.waiting import wait_until
+from otel_tracking.journal.waiting import Apart
 from otel_tracking.journal.writer import JournalWriter, Outcome
 from otel_tracking.records import RunStatus
 from otel_tracking.registry import SeriesHandle, SeriesRegistry
@@ -36,7 +35,6 @@ from otel_tracking.values import Number, to_number
 _LOG: Final = logging.getLogger(__name__)
 _time_ns: Final = time.time_ns
 _OUR_CODE: Final = ("otel_tracking", "opentelemetry", "numpy", "json", "struct", "weakref", "threading")
-_FOREVER: Final = 1e9
 _IN_BETWEEN: Final = "recorded by a signal handler while a run began or ended"
 
 
@@ -72,7 +70,7 @@ class Recorder:
         self.lock = threading.RLock()
         self._muted: str | None = None
         self._quiet = False
-        self._working: set[int] = set()  # threads that open or move the journal; the others wait for them
+        self._apart = Apart()  # where the journal is opened and moved; all else waits
         # By id: `valuerefs` copies in one step, while a WeakSet must not grow while it is walked.
         self._caches: weakref.WeakValueDictionary[int, Cache] = weakref.WeakValueDictionary()
         self._rows = Rows(self)
@@ -93,7 +91,7 @@ class Recorder:
         Raises:
             JournalLocked, UnsupportedJournal, OSError: As `JournalWriter`.
         """
-        self._apart(functools.partial(self._open, directory, rank, dict(start or {})))
+        self._apart.do(functools.partial(self._open, directory, rank, dict(start or {})))
 
     def _open(self, directory: Path, rank: int, start: Mapping[str, Any]) -> None:
         journal = JournalWriter(directory, rank=rank)
@@ -119,7 +117,7 @@ class Recorder:
             JournalLocked, UnsupportedJournal, OSError: As `JournalWriter`; the journal stays where it is.
         """
         with self.lock:
-            self._apart(functools.partial(self._move, directory, rank))
+            self._apart.do(functools.partial(self._move, directory, rank))
 
     def _move(self, directory: Path, rank: int) -> None:
         journal = self.journal
@@ -154,42 +152,6 @@ class Recorder:
             _LOG.error("%s has no space for the records in %s: they stay where they are", directory, old.path)
         self._go_on(new, SeriesRegistry(new))
 
-    def _apart(self, work: Callable[[], None]) -> None:
-        """Do work that no signal handler may interrupt. They run in the main thread, so do it in another.
-
-        A handler that records meanwhile waits for the work to be done; one that raises ends the wait
-        alone.
-        """
-        if threading.current_thread() is not threading.main_thread():
-            self._do(work)
-            return
-        results: list[BaseException | None] = []
-
-        def run() -> None:
-            try:
-                self._do(work)
-            except BaseException as error:  # noqa: BLE001 - raised below, in the thread that asked
-                results.append(error)
-            else:
-                results.append(None)
-
-        wait_until(lambda: bool(results), _FOREVER, begin=lambda: _thread.start_new_thread(run, ()))
-        if results[0] is not None:
-            raise results[0]
-
-    def _do(self, work: Callable[[], None]) -> None:
-        me = threading.get_ident()
-        nested = me in self._working  # the opener calls `open`
-        self._working.add(me)
-        try:
-            work()
-        finally:
-            if not nested:
-                self._working.discard(me)
-
-    def _others_work(self) -> bool:
-        return bool(self._working - {threading.get_ident()})
-
     def mute(self, reason: str, *, quiet: bool = False) -> None:
         """Record nothing any more; what comes is counted under the reason, unless `quiet`."""
         self.registry = None
@@ -203,7 +165,7 @@ class Recorder:
 
     def close(self, status: RunStatus) -> None:
         """Note how the run ended and close the journal."""
-        wait_until(lambda: not self._others_work(), _FOREVER)
+        self._apart.wait()
         journal = self.journal
         self.mute("recorded after the run had ended")
         if journal is not None and not journal.closed:
@@ -229,8 +191,8 @@ class Recorder:
         """
         asked = False
         while (registry := self.registry) is None:
-            if self._others_work():
-                wait_until(lambda: not self._others_work(), _FOREVER)
+            if self._apart.busy:
+                self._apart.wait()
             elif self._muted is not None:
                 self._count_muted(self._muted, measurements)
                 return None
@@ -240,7 +202,7 @@ class Recorder:
                 self.refused[_IN_BETWEEN] += measurements
                 return None
             else:
-                self._apart(self._ask_opener)
+                self._apart.do(self._ask_opener)
                 asked = True
         return registry
 
@@ -409,7 +371,7 @@ def _after_fork_in_child() -> None:
         recorder.mute("recorded in a forked child", quiet=True)
         recorder.journal = None
         recorder.lock = threading.RLock()
-        recorder._working.clear()
+        recorder._apart.in_child()
 
 
 if hasattr(os, "register_at_fork"):

@@ -28,11 +28,12 @@ ENVIRONMENT = {
     "WANDB_MODE": "offline",
     "WANDB_SILENT": "true",
 }
+BIN = os.path.relpath(Path(sys.executable).parent)
 OPEN = f"""
 Open what was recorded:
-  tensorboard --logdir {OUTPUTS}
-  mlflow ui --backend-store-uri sqlite:///{OUTPUTS}/mlflow.db
-  wandb sync {OUTPUTS}/digits-*/*/wandb/offline-run-*    # uploads, so it needs an account
+  {BIN}/tensorboard --logdir {OUTPUTS}
+  {BIN}/mlflow ui --backend-store-uri sqlite:///{OUTPUTS}/mlflow.db
+  {BIN}/wandb sync {OUTPUTS}/digits-*/*/wandb/offline-run-*    # uploads, so it needs an account
 """
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _thread
 import signal
 import threading
 import time
@@ -10,6 +11,7 @@ from typing import Any, Final
 
 _FIRST_PAUSE: Final = 0.0001
 _LONGEST_PAUSE: Final = 0.05
+_FOREVER: Final = 1e9
 # What a fault raises is for the thread that has it: held back, it ends the process without a trace.
 _FAULTS: Final = {"SIGABRT", "SIGBUS", "SIGFPE", "SIGILL", "SIGSEGV", "SIGTRAP"}
 _HELD: Final = frozenset(int(s) for s in signal.valid_signals() if getattr(s, "name", "") not in _FAULTS)
@@ -60,3 +62,56 @@ def wait_until(
             _waits = outer
             # One C call: if a handler raises right after it, signals are let through again.
             _set_mask(signal.SIG_SETMASK, before)
+
+
+class Apart:
+    """Work that no signal handler may interrupt. They run in the main thread, so it is done in another."""
+
+    def __init__(self) -> None:
+        self._workers: set[int] = set()
+
+    @property
+    def busy(self) -> bool:
+        """Whether a thread other than this one is at work."""
+        return bool(self._workers - {threading.get_ident()})
+
+    def wait(self) -> None:
+        """Wait until no other thread is at work."""
+        wait_until(lambda: not self.busy, _FOREVER)
+
+    def do(self, work: Callable[[], None]) -> None:
+        """Do it and wait for it. A signal handler that raises meanwhile ends the wait alone.
+
+        Raises:
+            BaseException: What the work raised.
+        """
+        if threading.get_ident() != threading.main_thread().ident:
+            self._do(work)
+            return
+        results: list[BaseException | None] = []
+
+        def run() -> None:
+            try:
+                self._do(work)
+            except BaseException as error:  # noqa: BLE001 - raised below, in the thread that asked
+                results.append(error)
+            else:
+                results.append(None)
+
+        wait_until(lambda: bool(results), _FOREVER, begin=lambda: _thread.start_new_thread(run, ()))
+        if results[0] is not None:
+            raise results[0]
+
+    def _do(self, work: Callable[[], None]) -> None:
+        me = threading.get_ident()
+        nested = me in self._workers
+        self._workers.add(me)
+        try:
+            work()
+        finally:
+            if not nested:
+                self._workers.discard(me)
+
+    def in_child(self) -> None:
+        """This is a forked child: the threads are not here."""
+        self._workers.clear()

@@ -426,7 +426,7 @@ def test_an_error_of_ours_is_counted_and_logged_once(
     recorder: Recorder, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     recorder.log({"a": 1.0}, step=1)
-    monkeypatch.setattr("otel_tracking.recorder.flatten", None)  # 'NoneType' object is not callable
+    monkeypatch.setattr("otel_tracking.rows.flatten", None)  # 'NoneType' object is not callable
     gauge = TrackingMeterProvider(recorder).get_meter("train").create_gauge("loss")
     with caplog.at_level(logging.ERROR):
         for step in range(3):
