@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from otel_tracking.errors import UnsupportedJournal
+from otel_tracking.records import TrackerReceipt
 
 
 @dataclass(slots=True)
@@ -30,6 +31,41 @@ class Cursor:
     """The tracker's own."""
     finished: str = ""
     """The status with which the run was closed in the tracker."""
+
+    def counts(self) -> Cursor:
+        """A copy whose numbers stay as they are."""
+        return replace(
+            self, altered=dict(self.altered), dropped=dict(self.dropped), not_stored=dict(self.not_stored)
+        )
+
+    def receipt(
+        self,
+        recorded: int,
+        *,
+        errors: Mapping[str, int],
+        state: str,
+        renamed: Mapping[str, str] | None = None,
+    ) -> TrackerReceipt:
+        """What became of the points.
+
+        Args:
+            recorded: Points in the journal, counted after this cursor was last moved.
+            errors: What the tracker raised, by text.
+            state: What it is doing.
+            renamed: Tags that it stores under another name.
+        """
+        return TrackerReceipt(
+            tracker=self.tracker,
+            recorded=recorded,
+            delivered=self.delivered,
+            pending=recorded - self.delivered - sum(self.dropped.values()),
+            altered=self.altered,
+            dropped=self.dropped,
+            not_stored=self.not_stored,
+            errors=errors,
+            renamed=renamed or {},
+            state=state,
+        )
 
     def save(self, path: Path) -> None:
         """Write, so that a reader or a restart sees the old file or the new one.

@@ -156,22 +156,9 @@ class Follower:
             recorded: Counts the points in the journal; called after the delivered ones were counted.
         """
         with self._lock:
-            cursor = self._cursor
-            delivered, altered, dropped = cursor.delivered, dict(cursor.altered), dict(cursor.dropped)
-            not_stored, errors, state = dict(cursor.not_stored), dict(self._errors), self._state
-        total = recorded()
-        return TrackerReceipt(
-            tracker=self.name,
-            recorded=total,
-            delivered=delivered,
-            pending=total - delivered - sum(dropped.values()),
-            altered=altered,
-            dropped=dropped,
-            not_stored=not_stored,
-            errors=errors,
-            renamed=self._renamed(),
-            state=state,
-        )
+            cursor = self._cursor.counts()
+            errors, state = dict(self._errors), self._state
+        return cursor.receipt(recorded(), errors=errors, state=state, renamed=self._renamed())
 
     def _renamed(self) -> Mapping[str, str]:
         if self._feed is None or self.tracker is None:

@@ -21,7 +21,8 @@ from otel_tracking.provider import DEFAULT_METERS, TrackingMeterProvider
 from otel_tracking.ranks import detect
 from otel_tracking.recorder import Recorder
 from otel_tracking.records import Receipt, RunStatus
-from otel_tracking.session import RunRequest, RunSession, open_pending, wants
+from otel_tracking.request import RunRequest, wants
+from otel_tracking.session import RunSession, open_pending
 from otel_tracking.spans import TrackingSpanProcessor, TrackingTracerProvider
 
 _LOG: Final = logging.getLogger(__name__)

@@ -18,7 +18,7 @@ from otel_tracking.followers import Budget, Follower
 from otel_tracking.journal.reader import PointCounter
 from otel_tracking.journal.writer import JournalWriter
 from otel_tracking.records import Receipt, RunStatus, TrackerReceipt
-from otel_tracking.session import run_info
+from otel_tracking.request import run_info
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,17 +103,9 @@ def receipt(run: RunOnDisk, errors: Mapping[str, Mapping[str, int]] | None = Non
         journal = run.journal(cursor)
         if journal not in counts:
             counts[journal] = _points(journal)
-        recorded = counts[journal]
-        one = TrackerReceipt(
-            tracker=cursor.tracker,
-            recorded=recorded,
-            delivered=cursor.delivered,
-            pending=recorded - cursor.delivered - sum(cursor.dropped.values()),
-            altered=cursor.altered,
-            dropped=cursor.dropped,
-            not_stored=cursor.not_stored,
+        one = cursor.receipt(
+            counts[journal],
             errors=(errors or {}).get(cursor.tracker, {}),
-            renamed={},
             state=cursor.finished or "unfinished",
         )
         trackers[cursor.tracker] = _sum(trackers[cursor.tracker], one) if cursor.tracker in trackers else one

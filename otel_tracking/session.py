@@ -7,25 +7,21 @@ import functools
 import json
 import logging
 import os
-import platform
-import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
-from otel_tracking.config import to_jsonable
 from otel_tracking.cursor import Cursor, cursor_path, journal_path
 from otel_tracking.errors import RunIdentityUnknown, TrackingError
 from otel_tracking.followers import Budget, Follower
 from otel_tracking.identity import RunIdentity, directory_name, pending_name, resolve, resolve_now
 from otel_tracking.journal.reader import PointCounter
 from otel_tracking.journal.writer import JournalWriter
-from otel_tracking.ranks import RankPolicies
 from otel_tracking.recorder import Recorder
-from otel_tracking.records import Rank, Receipt, RunInfo, RunStatus, TrackerReceipt
+from otel_tracking.records import Rank, Receipt, RunInfo, RunStatus
+from otel_tracking.request import NO_TRACKER, RunRequest, run_note, start_note
 from otel_tracking.resource import resource
 from otel_tracking.tracker import Tracker
 
@@ -36,35 +32,6 @@ _PENDING: Final = ".pending"
 _POLL: Final = 0.1
 _START_AT_EXIT: Final = 5.0
 """Seconds that the interpreter's exit waits for trackers that are starting."""
-_NO_TRACKER: Final = ""
-"""Whose policy holds where there is only the journal: none is named so, so that the default applies."""
-
-
-@dataclass(frozen=True, slots=True)
-class RunRequest:
-    """What a run is to be."""
-
-    project: str
-    project_dir: Path
-    load: Callable[[], tuple[Mapping[str, Callable[[], Tracker]], Mapping[str, str]]]
-    """Makes the makers of the wanted trackers, and for each other why there is none. It may import
-    packages, on a thread of its own."""
-    names: Sequence[str]
-    """The wanted trackers, before they are imported."""
-    logging_dir: Path | None = None
-    run_id: str | None = None
-    run_name: str = ""
-    policies: RankPolicies = field(default_factory=RankPolicies)
-    init_kwargs: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    budget: float = 0.05
-    deliver: bool = True
-    ordinal: int = 1
-    """1 for the first run that this process begins."""
-
-
-def wants(request: RunRequest, rank: Rank) -> bool:
-    """Whether this rank records anything in that run."""
-    return any(request.policies.wants(name, rank) for name in request.names or [_NO_TRACKER])
 
 
 class _Recorded:
@@ -140,7 +107,7 @@ class RunSession:
             TrackingError, OSError: The journal can't be opened.
         """
         request, rank = self.request, self.rank
-        several = request.policies.several(request.names or [_NO_TRACKER], rank)
+        several = request.policies.several(request.names or [NO_TRACKER], rank)
         identity = resolve_now(rank, several=several, explicit=request.run_id, ordinal=request.ordinal)
         if identity is not None:
             self._named(identity)
@@ -176,7 +143,7 @@ class RunSession:
             with contextlib.suppress(OSError):  # other ranks' lie there too
                 (request.project_dir / _PENDING).rmdir()
         else:
-            self._recorder.open(place, rank=self.rank.rank, start=_start_note(request, self.rank))
+            self._recorder.open(place, rank=self.rank.rank, start=start_note(request, self.rank))
         self.identity, self.directory = identity, directory
         self._describe(directory, identity)
         for name in self._wanted():
@@ -356,7 +323,9 @@ class RunSession:
                 trackers[name] = self.followers[name].receipt(count)
             else:
                 cursor = self._cursors[name][0] if name in self._cursors else Cursor(name)
-                trackers[name] = _not_followed(cursor, self.left_out.get(name), count())
+                reason = self.left_out.get(name)
+                errors, state = ({}, "starting") if reason is None else ({reason: 1}, "failed")
+                trackers[name] = cursor.receipt(count(), errors=errors, state=state)
         return Receipt(
             run_id=run_id,
             recorded=count(),
@@ -418,52 +387,4 @@ def _deadline(timeout: float) -> float:
 def open_pending(recorder: Recorder, request: RunRequest, rank: Rank) -> None:
     """Record into a journal that has no name yet."""
     place = request.project_dir / pending_name()
-    recorder.open(place, rank=rank.rank, start=_start_note(request, rank))
-
-
-def run_note(info: RunInfo) -> dict[str, Any]:
-    """A `RunInfo` as JSON values, for the cursor."""
-    note = {each.name: getattr(info, each.name) for each in fields(info)}
-    del note["state"], note["position"]
-    return to_jsonable(note)
-
-
-def run_info(note: Mapping[str, Any], cursor: Cursor) -> RunInfo:
-    """The `RunInfo` that a cursor keeps; its `run` must not be empty."""
-    return RunInfo(
-        **{
-            **note,
-            "directory": Path(note["directory"]),
-            "logging_dir": Path(note["logging_dir"]),
-            "rank": Rank(**note["rank"]),
-            "state": cursor.state,
-            "position": cursor.position,
-        }
-    )
-
-
-def _start_note(request: RunRequest, rank: Rank) -> dict[str, Any]:
-    return {
-        "project": request.project,
-        "pid": os.getpid(),
-        "host": platform.node(),
-        "python": platform.python_version(),
-        "argv": sys.argv,
-        "resource": resource(request.project, rank),
-    }
-
-
-def _not_followed(cursor: Cursor, reason: str | None, recorded: int) -> TrackerReceipt:
-    """What is known of a tracker that is not running: not yet, or with a reason never."""
-    return TrackerReceipt(
-        tracker=cursor.tracker,
-        recorded=recorded,
-        delivered=cursor.delivered,
-        pending=recorded - cursor.delivered - sum(cursor.dropped.values()),
-        altered=cursor.altered,
-        dropped=cursor.dropped,
-        not_stored=cursor.not_stored,
-        errors={} if reason is None else {reason: 1},
-        renamed={},
-        state="starting" if reason is None else "failed",
-    )
+    recorder.open(place, rank=rank.rank, start=start_note(request, rank))

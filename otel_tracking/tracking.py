@@ -19,7 +19,8 @@ from otel_tracking.journal.format import RecordType
 from otel_tracking.process import process, status_of
 from otel_tracking.ranks import Policy, RankPolicies, detect, parse
 from otel_tracking.records import Rank, Receipt, RunStatus
-from otel_tracking.session import RunRequest, RunSession
+from otel_tracking.request import RunRequest
+from otel_tracking.session import RunSession
 from otel_tracking.tracker import Tracker
 
 _LOG: Final = logging.getLogger(__name__)

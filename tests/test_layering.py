@@ -35,7 +35,7 @@ LAYERS = [
         "values",
     },
     {"config", "followers", "rows", "sdk_run"},
-    {"recorder"},
+    {"recorder", "request"},
     {"instruments", "sdk_exporters", "session", "spans"},
     {"downstream", "runner"},
     {"provider"},

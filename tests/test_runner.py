@@ -19,8 +19,9 @@ from otel_tracking.cursor import cursor_path
 from otel_tracking.ranks import parse
 from otel_tracking.recorder import Recorder
 from otel_tracking.records import Rank, Receipt, RunStatus
+from otel_tracking.request import RunRequest
 from otel_tracking.runner import RunOnDisk, deliver, find_runs, receipt
-from otel_tracking.session import RunRequest, RunSession
+from otel_tracking.session import RunSession
 from otel_tracking.testing import RecordingTracker
 from otel_tracking_exporters._wandb_file import read_wandb
 from tests import readback

@@ -19,7 +19,8 @@ from otel_tracking.identity import RunIdentity
 from otel_tracking.ranks import parse
 from otel_tracking.recorder import Recorder
 from otel_tracking.records import Rank, Receipt, RunStatus
-from otel_tracking.session import RunRequest, RunSession, open_pending
+from otel_tracking.request import RunRequest
+from otel_tracking.session import RunSession, open_pending
 from otel_tracking.testing import RecordingTracker
 from otel_tracking.tracker import Tracker
 

@@ -10,7 +10,7 @@ from opentelemetry.trace import TracerProvider
 from otel_tracking import discovery, settings
 from otel_tracking.process import Process, process
 from otel_tracking.recorder import Recorder
-from otel_tracking.session import RunRequest
+from otel_tracking.request import RunRequest
 
 
 def install() -> None:

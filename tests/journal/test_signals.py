@@ -16,13 +16,14 @@ Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
 # A SIGALRM each 0.1 ms. `returned` lists the steps whose calls came back, by series.
 PROGRAM = '''
-import functools, itertools, json, signal, struct, sys, threading, time
+import faulthandler, functools, itertools, json, signal, struct, sys, threading, time
 from pathlib import Path
 from otel_tracking import recorder as module
 from otel_tracking.journal.writer import JournalWriter
 from otel_tracking.provider import TrackingMeterProvider
 
 how, slots, threads, seconds = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), float(sys.argv[4])
+faulthandler.dump_traceback_later(50 + 2 * seconds, exit=True)  # says where a deadlock is
 module.JournalWriter = functools.partial(JournalWriter, segment_slots=slots)
 recorder = module.Recorder()
 recorder.opener = lambda this: this.open(Path("journal"))
@@ -125,7 +126,9 @@ print(json.dumps({"returned": returned, "raised": raised, "caught": caught, "han
 def play(run_script: Run, how: str, *, slots: int, threads: int = 0, seconds: float = 1.0) -> dict[str, int]:
     """Run the program and compare what it recorded with what it says it did."""
     # A deadlock is a timeout.
-    said = json.loads(run_script(PROGRAM, how, str(slots), str(threads), str(seconds), timeout=60).stdout)
+    said = json.loads(
+        run_script(PROGRAM, how, str(slots), str(threads), str(seconds), timeout=60 + 3 * seconds).stdout
+    )
     run = read_run(Path("journal"))
     assert said["not_recorded"] == {}
     for name, returned in said["returned"].items():
@@ -166,8 +169,12 @@ def test_handlers_among_new_series_and_rows(run_script: Run, size: Callable[[int
 
 
 def test_handlers_and_threads(run_script: Run, size: Callable[[int, int], int]) -> None:
-    said = play(run_script, "record raise row", slots=1024, threads=2, seconds=size(1, 20))
-    assert said["segments"] > 20
+    """Segments not so small that threads fill them faster than they can be made.
+
+    Else each handler has to wait for one, longer than its own interval, and handlers are all there is.
+    """
+    said = play(run_script, "record raise row", slots=8192, threads=2, seconds=size(1, 20))
+    assert said["segments"] > 5
     assert said["caught"] == said["raised"] > 10
 
 

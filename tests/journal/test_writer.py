@@ -100,6 +100,7 @@ def test_a_child_that_outlives_a_killed_parent_does_not_keep_the_journal(
     holder = spawn(HOLDER, directory, "fork")
     assert holder.stdout is not None
     child = int.from_bytes(holder.stdout.read(4), "little")
+    assert child > 0  # 0 would be this process and all around it
     holder.kill()
     holder.wait()
     try:
