@@ -6,10 +6,14 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+
+from otel_tracking.provider import TrackingMeterProvider
+from otel_tracking.recorder import Recorder
+from otel_tracking.records import RunStatus
 
 # Of the machine the tests run on: a job's ranks, a shell's exporters, somebody's accounts.
 FOREIGN_PREFIXES = ("OTEL_", "SLURM_", "OMPI_", "PMI_", "TORCHELASTIC_", "ACCELERATE_", "WANDB_", "MLFLOW_")
@@ -118,3 +122,19 @@ def run_script(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]
         return done
 
     return run
+
+
+@pytest.fixture
+def recorder() -> Iterator[Recorder]:
+    """Records into `./journal`."""
+    recorder = Recorder()
+    recorder.open(Path("journal"))
+    yield recorder
+    recorder.close(RunStatus.FINISHED)
+
+
+@pytest.fixture
+def provider(recorder: Recorder, monkeypatch: pytest.MonkeyPatch) -> TrackingMeterProvider:
+    """Records into `./journal`; its observables are looked at when a test says so."""
+    monkeypatch.setattr("otel_tracking.provider._FIRST_SAMPLE", 3600)
+    return TrackingMeterProvider(recorder, sample_interval=3600)

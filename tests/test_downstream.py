@@ -38,20 +38,6 @@ RunScript = Callable[..., CompletedProcess[str]]
 
 
 @pytest.fixture
-def recorder() -> Iterator[Recorder]:
-    recorder = Recorder()
-    recorder.open(Path("journal"))
-    yield recorder
-    recorder.close(RunStatus.FINISHED)
-
-
-@pytest.fixture
-def provider(recorder: Recorder, monkeypatch: pytest.MonkeyPatch) -> TrackingMeterProvider:
-    monkeypatch.setattr("otel_tracking.provider._FIRST_SAMPLE", 3600)
-    return TrackingMeterProvider(recorder, sample_interval=3600)
-
-
-@pytest.fixture
 def reader() -> InMemoryMetricReader:
     return InMemoryMetricReader()
 

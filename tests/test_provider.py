@@ -30,20 +30,6 @@ OPTIONS = CallbackOptions()
 
 
 @pytest.fixture
-def recorder(tmp_path: Path) -> Iterator[Recorder]:
-    recorder = Recorder()
-    recorder.open(tmp_path / "journal")
-    yield recorder
-    recorder.close(RunStatus.FINISHED)
-
-
-@pytest.fixture
-def provider(recorder: Recorder, monkeypatch: pytest.MonkeyPatch) -> TrackingMeterProvider:
-    monkeypatch.setattr("otel_tracking.provider._FIRST_SAMPLE", 3600)
-    return TrackingMeterProvider(recorder, sample_interval=3600)
-
-
-@pytest.fixture
 def meter(provider: TrackingMeterProvider) -> Meter:
     return provider.get_meter("train")
 
@@ -146,7 +132,8 @@ def test_an_instrument_made_in_a_loop_is_kept_once(provider: TrackingMeterProvid
     for step in range(1000):
         provider.get_meter("train").create_gauge("loss").set(float(step), {"training.step": step})
     gc.collect()
-    assert sum(isinstance(found, TrackingGauge) for found in gc.get_objects()) == 1
+    gauges = [found for found in gc.get_objects() if isinstance(found, TrackingGauge)]
+    assert sum(gauge.identity[0] is provider for gauge in gauges) == 1
     assert len(points("loss")) == 1000
 
 

@@ -8,7 +8,7 @@ import gc
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from subprocess import CompletedProcess
 
@@ -31,14 +31,6 @@ from otel_tracking.spans import TrackingSpanProcessor, TrackingTracerProvider
 
 SITE = Path(otel_tracking.__file__).parent / "launcher" / "site"
 RunScript = Callable[..., CompletedProcess[str]]
-
-
-@pytest.fixture
-def recorder() -> Iterator[Recorder]:
-    recorder = Recorder()
-    recorder.open(Path("journal"))
-    yield recorder
-    recorder.close(RunStatus.FINISHED)
 
 
 @pytest.fixture

@@ -109,13 +109,12 @@ class RecordStream:
         started = time.monotonic()
         block = self._reader.read(slots or self._slots)
         if block is None:
+            self._slots = BLOCK_SLOTS
             return None
         items = list(self._items(block))
         # Where other threads keep the interpreter busy, a read waits for its turn again and again, as
         # often for a large block as for a small one.
-        if block.end - block.first < self._slots:
-            self._slots = BLOCK_SLOTS
-        elif time.monotonic() - started > _SLOW:
+        if time.monotonic() - started > _SLOW:
             self._slots = min(4 * self._slots, _MOST_SLOTS)
         return items
 
