@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import subprocess
 import sys
 from collections import Counter
@@ -36,13 +37,14 @@ for step in range(int(sys.argv[1]) // 20):
 """
 
 
-def launch(tmp_path: Path, source: str, *args: str, timeout: float = 300) -> subprocess.CompletedProcess[str]:
+def launch(tmp_path: Path, source: str, *args: str, timeout: int = 300) -> subprocess.CompletedProcess[str]:
     """A program under `otel-tracking run`, in `tmp_path/outputs`, as the project `train`."""
     script = tmp_path / "train.py"
     script.write_text(source)
     done = subprocess.run(
         [*LAUNCH, "--project", "train", "--", sys.executable, str(script), *args],
         cwd=tmp_path,
+        env={**os.environ, "OTEL_TRACKING_END_TIMEOUT": str(timeout)},
         capture_output=True,
         text=True,
         timeout=timeout,
@@ -77,7 +79,7 @@ def single(points: Points) -> dict[str, list[tuple[int, bytes]]]:
 
 def test_an_unmodified_program(tmp_path: Path, size: Callable[[int, int], int]) -> None:
     count = size(100_000, 1_000_000)
-    receipt = launch(tmp_path, UNMODIFIED, str(count)).stderr
+    receipt = launch(tmp_path, UNMODIFIED, str(count), timeout=size(300, 1800)).stderr
     assert receipt.count(f"delivered {count:,}  pending 0  dropped 0") == 3
 
     expected: dict[str, list[tuple[int, bytes]]] = {}

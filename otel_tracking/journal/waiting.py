@@ -24,6 +24,15 @@ _waits = 0
 """How many waits of the main thread lie inside each other."""
 
 
+def waits_inside_a_wait() -> bool:
+    """Whether this is a signal handler in the middle of another's wait.
+
+    It must not wait as well: where a wait is longer than the time to the next signal, each would run
+    several more, and each of those.
+    """
+    return _waits > 1 and threading.get_ident() == threading.main_thread().ident
+
+
 def wait_until(
     done: Callable[[], bool], timeout: float, *, begin: Callable[[], object] | None = None
 ) -> None:
@@ -43,13 +52,12 @@ def wait_until(
     """
     global _waits
     deadline = time.monotonic() + timeout
-    outer = 0
     masked = _set_mask is not None and threading.get_ident() == threading.main_thread().ident
     before = _set_mask(signal.SIG_BLOCK, ()) if masked else None
+    outer = _waits
     try:
         if masked:
             _set_mask(signal.SIG_BLOCK, _HELD)
-            outer = _waits
             _waits = outer + 1
         if begin is not None:
             begin()

@@ -25,6 +25,7 @@ from otel_tracking.journal import recovery
 from otel_tracking.journal.format import HEADER_SLOTS, RECORD, SLOT, RecordType, position, segment_name
 from otel_tracking.journal.scan import points_in, scan
 from otel_tracking.journal.segment import SEGMENT_SLOTS, Reserve, Segment
+from otel_tracking.journal.waiting import waits_inside_a_wait
 
 try:
     import fcntl
@@ -45,6 +46,7 @@ class Outcome(enum.Enum):
     """It is nowhere, and not counted: the caller decides where it goes instead."""
     NO_SPACE = "no space for the journal"
     TOO_LARGE = "larger than a journal segment"
+    CROWDED = "recorded by signal handlers inside each other, while all waited for the disk"
 
 
 def _muted(data: bytes) -> int:
@@ -195,9 +197,12 @@ class JournalWriter:
             if self._failed_at and time.monotonic() - self._failed_at < _RETRY_PAUSE:
                 return self._lose(data, Outcome.NO_SPACE)
             old = self._segment
-            new = self._reserve.successor(old, _ROTATION_TIMEOUT)
+            crowded = waits_inside_a_wait()
+            new = self._reserve.successor(old, 0.0 if crowded else _ROTATION_TIMEOUT)
             if new is None:
                 return Outcome.CLOSED
+            if crowded and isinstance(new, TimeoutError):
+                return self._lose(data, Outcome.CROWDED)
             if isinstance(new, OSError):
                 self._warn(new)
                 self._failed_at = time.monotonic()
