@@ -42,5 +42,5 @@ bench: $(READY) ## costs, each beside its peer in the same run
 	$(BIN)/python -m benchmarks
 
 clean: ## remove what these targets made
-	rm -rf $(VENV) outputs build dist .mypy_cache .pytest_cache .ruff_cache *.egg-info
+	rm -rf $(VENV) outputs build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from tensorboard.compat.proto.summary_pb2 import DATA_CLASS_SCALAR, Summary, SummaryMetadata  # type: ignore[import-untyped]
@@ -16,6 +16,7 @@ from tensorboard.plugins.hparams import metadata as hparams_metadata
 from tensorboard.plugins.text import metadata as text_metadata  # type: ignore[import-untyped]
 from tensorboard.util.tensor_util import make_tensor_proto  # type: ignore[import-untyped]
 
+from otel_tracking.config import flatten_config
 from otel_tracking.records import RunStatus, Series
 
 CONFIG_TAG = "config"
@@ -56,7 +57,7 @@ def config_values(config: Mapping[str, Any], started: float, group: str) -> list
         group: What runs of one group share; empty for a run on its own.
     """
     start = plugin_data_pb2.SessionStartInfo(group_name=group, start_time_secs=started)
-    for name, value in flatten(config):
+    for name, value in flatten_config(config).items():
         key = _utf8(name).decode()
         while key in start.hparams:
             key += "~2"
@@ -88,17 +89,6 @@ def session_end_value(status: RunStatus, ended: float) -> Summary.Value:
     return _hparams_value(
         hparams_metadata.SESSION_END_INFO_TAG, plugin_data_pb2.HParamsPluginData(session_end_info=end)
     )
-
-
-def flatten(config: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """Leaves of nested mappings under names like `a/b`; an empty mapping is a leaf."""
-    pending = [(str(key), value) for key, value in reversed(list(config.items()))]
-    while pending:
-        name, value = pending.pop()
-        if isinstance(value, Mapping) and value:
-            pending += [(f"{name}/{key}", inner) for key, inner in reversed(list(value.items()))]
-        else:
-            yield name, value
 
 
 class Charts:

@@ -20,6 +20,7 @@ import numpy.typing as npt
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog  # type: ignore[import-untyped]
 from tensorboard.compat.proto.summary_pb2 import Summary  # type: ignore[import-untyped]
 
+from otel_tracking.config import flatten_config
 from otel_tracking.errors import ConfigurationError, Retry
 from otel_tracking.names import NameRule
 from otel_tracking.records import Batch, Config, Float64Array, RunInfo, RunStatus, Text, Written
@@ -36,7 +37,6 @@ from otel_tracking_exporters._tensorboard_file import (
 from otel_tracking_exporters._tensorboard_summaries import (
     Charts,
     config_values,
-    flatten,
     is_layout,
     scalar_metadata,
     session_end_value,
@@ -316,7 +316,7 @@ class TensorBoardHandle:
             step: Of all of them.
             kwargs: `walltime`, and what else `add_scalar` and `add_text` share.
         """
-        for tag, value in flatten(values):
+        for tag, value in flatten_config(values).items():
             if isinstance(value, str):
                 self.writer.add_text(tag, value, global_step=step, **kwargs)
             else:

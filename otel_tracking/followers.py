@@ -87,7 +87,7 @@ class Follower:
         self._counted = 0
         self._errors: dict[str, int] = {}
         self._state = "starting"
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a signal handler may ask in the middle of another question
         self._wake = threading.Event()
         self.started = threading.Event()
         self.done = threading.Event()

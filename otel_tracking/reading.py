@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from otel_tracking.errors import ConfigurationError
+from otel_tracking.journal.format import position, segment_index
 from otel_tracking.journal.stream import Points, RecordStream
 from otel_tracking.records import AttributeValue, Float64Array, Int64Array, Series
 
@@ -92,10 +93,11 @@ def read_run(path: str | os.PathLike[str]) -> RunData:
     table: list[Series] = []
     parts: list[tuple[npt.NDArray[np.int32], Points, int]] = []
     for rank, directory in journals(Path(path)):
+        end = _end_of_segments(directory)
         stream = RecordStream(directory)
         offset = len(table)
         try:
-            while (items := stream.read()) is not None:
+            while stream.position < end and (items := stream.read()) is not None:
                 for item in items:
                     if isinstance(item, Points):
                         parts.append((item.index + np.int32(offset), item, rank))
@@ -127,6 +129,12 @@ def journals(path: Path) -> list[tuple[int, Path]]:
     raise ConfigurationError(
         f"{path} holds no journal; give a run's directory, <project_dir>/<project>/<run_id>"
     )
+
+
+def _end_of_segments(directory: Path) -> int:
+    """The position where the segments end that are there now; a reader may never catch up with a writer."""
+    indices = (segment_index(path.name) for path in directory.iterdir())
+    return position(max(index for index in indices if index is not None) + 1, 0)
 
 
 def _rank_of(path: Path) -> int:

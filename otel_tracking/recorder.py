@@ -52,7 +52,7 @@ class Recorder:
         registry: The series of the open journal; None before the first record, and when nothing is
             to be recorded.
         log: Records the values of one moment: `Rows.log`.
-        refused: Measurements that never became a record, by reason.
+        refused: Measurements that never became a record, by reason; a new mapping for each run.
         rounded: Recorded numbers that no double holds exactly.
         continued: The closed journal all of whose records the open one repeats, if it took one over.
         lock: Held while the journal is opened, moved or closed; whoever begins or ends a run holds it.
@@ -160,7 +160,9 @@ class Recorder:
         self._forget()
 
     def unmute(self) -> None:
-        """Record again: the next record calls the opener."""
+        """Record again, for a next run: the next record calls the opener."""
+        if self.journal is not None and self.journal.closed:  # what was refused till now is that run's
+            self.refused = defaultdict(int)
         self._muted = None
 
     def close(self, status: RunStatus) -> None:
@@ -229,14 +231,6 @@ class Recorder:
         self.refused[reason] += measurements
         if reason.startswith("recorded after"):
             self.warn_once("measurements after the end of the run are not recorded, only counted")
-
-    def not_recorded(self) -> dict[str, int]:
-        """Measurements that never reached the journal, by reason."""
-        counts = dict(self.refused)
-        if self.journal is not None:
-            for reason, count in list(self.journal.lost.items()):
-                counts[reason] = counts.get(reason, 0) + count
-        return counts
 
     # What is refused
 
@@ -353,6 +347,15 @@ class Recorder:
             self.warn_once(f"{name!r}: {number.altered}", key=number.altered)
 
 
+def not_recorded(refused: Mapping[str, int], journal: JournalWriter | None) -> dict[str, int]:
+    """Measurements that never reached the journal, by reason: refused, and lost by the journal."""
+    counts = dict(refused)
+    if journal is not None:
+        for reason, count in list(journal.lost.items()):
+            counts[reason] = counts.get(reason, 0) + count
+    return counts
+
+
 def _ours(traceback: TracebackType | None) -> bool:
     """Whether all code on the way is ours or of what we call; other code is a handler's, or a value's."""
     while traceback is not None:
@@ -370,6 +373,7 @@ def _after_fork_in_child() -> None:
     for recorder in list(_RECORDERS):
         recorder.mute("recorded in a forked child", quiet=True)
         recorder.journal = None
+        recorder.refused = defaultdict(int)
         recorder.lock = threading.RLock()
         recorder._apart.in_child()
 

@@ -19,7 +19,7 @@ from otel_tracking.followers import Budget, Follower
 from otel_tracking.identity import RunIdentity, directory_name, pending_name, resolve, resolve_now
 from otel_tracking.journal.reader import PointCounter
 from otel_tracking.journal.writer import JournalWriter
-from otel_tracking.recorder import Recorder
+from otel_tracking.recorder import Recorder, not_recorded
 from otel_tracking.records import Rank, Receipt, RunInfo, RunStatus
 from otel_tracking.request import NO_TRACKER, RunRequest, run_note, start_note
 from otel_tracking.resource import resource
@@ -35,10 +35,11 @@ _START_AT_EXIT: Final = 5.0
 
 
 class _Recorded:
-    """How many points the session's journal holds, for any thread."""
+    """How many points the session's journal holds, for any thread and for signal handlers."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
+        self._journal: JournalWriter | None = None
         self._counter: PointCounter | None = None
         self._last = 0
 
@@ -46,19 +47,34 @@ class _Recorded:
         """Count that journal from now on, from its beginning."""
         with self._lock:
             self._close()
+            self._journal = journal
             self._counter = PointCounter(journal.descriptor)
 
     def count(self) -> int:
         """Points recorded until now."""
         with self._lock:
-            if self._counter is not None:
-                self._last = self._counter.count()
-            return self._last
+            if self._journal is None:
+                return self._last
+            # Taken out meanwhile: a signal handler that asks in the middle of this counts anew, and so
+            # does the next call after one that raises.
+            counter = self._counter or PointCounter(self._journal.path)
+            self._counter = None
+            try:
+                last = counter.count()
+            except BaseException:
+                counter.close()
+                raise
+            self._close()
+            self._last, self._counter = last, counter
+            if self._journal is None:  # the handler ended the run
+                self._close()
+            return last
 
     def finish(self) -> None:
         """The journal is closed: keep the number, give up the descriptors."""
-        self.count()
         with self._lock:
+            self.count()
+            self._journal = None
             self._close()
 
     def _close(self) -> None:
@@ -96,6 +112,7 @@ class RunSession:
         self._on_started = on_started
         self._journal: JournalWriter | None = None
         self._recorded = _Recorded()
+        self._refused = recorder.refused
         self._cursors: dict[str, tuple[Cursor, RunInfo, Path]] = {}
 
     # Beginning
@@ -315,7 +332,7 @@ class RunSession:
         """What was recorded and what became of it."""
         run_id = self.identity.run_id if self.identity else ""
         if not self.in_this_process:
-            return Receipt(run_id, 0, self._recorder.not_recorded(), {})
+            return Receipt(run_id, 0, not_recorded(self._recorder.refused, None), {})
         count = self._recorded.count
         trackers = {}
         for name in self._wanted() if self.request.deliver else ():
@@ -329,7 +346,7 @@ class RunSession:
         return Receipt(
             run_id=run_id,
             recorded=count(),
-            not_recorded=self._recorder.not_recorded(),
+            not_recorded=not_recorded(self._refused, self._journal),
             trackers=trackers,
         )
 

@@ -121,8 +121,6 @@ def test_layers_name_only_what_exists() -> None:
 
 @pytest.mark.parametrize("path", sources(CORE), ids=lambda p: str(p.relative_to(CORE)))
 def test_the_core_imports_no_tracker_and_no_torch(path: Path) -> None:
-    if module_of(path) == "integrations":
-        return
     assert not {name.split(".")[0] for name in imported_by(path)} & SDKS
 
 

@@ -278,11 +278,16 @@ tracking.log({"a": 0.0}, step=1)
 
 
 KILLED = """
-import os, signal, sys, time
+import json, os, pathlib, signal, sys, time
 import otel_tracking as ot
 from filetracker import FileTracker
 
+def reached():
+    cursor = pathlib.Path("out/p/same/cursors/rank-00000-file.json")
+    return json.loads(cursor.read_text())["position"] if cursor.exists() else 0
+
 first = int(sys.argv[1])
+begun = reached()
 tracking = ot.Tracking(
     log_with=[FileTracker(lag=3), "tensorboard"], project_dir="out", run_id="same", budget=1.0)
 tracking.init_trackers("p")
@@ -296,7 +301,9 @@ if "last" in sys.argv:
     print(tracking.receipt())
     assert tracking.receipt().complete
 else:
-    time.sleep(1.2 if "linger" in sys.argv else 0)
+    deadline = time.monotonic() + 20
+    while "linger" in sys.argv and reached() == begun and time.monotonic() < deadline:
+        time.sleep(0.02)
     os.kill(os.getpid(), signal.SIGKILL)
 """
 

@@ -326,7 +326,9 @@ class TestCommitFalse:
         tracker = started(tmp_path)
         tracker.write(batch([("a", 1, 1, 8)]))
         tracker.write(batch([("b", 1, 2, 16)], {16: self.HOLD}))
-        time.sleep(0.6)
+        deadline = time.monotonic() + 20
+        while tracker.confirm() < 8 and time.monotonic() < deadline:
+            time.sleep(0.02)
         assert tracker.confirm() == 8
         assert tracker.confirm(flush=True) == 16
         tracker.write(batch([("c", 1, 3, 24)], {24: self.HOLD}))
