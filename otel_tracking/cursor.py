@@ -26,7 +26,7 @@ class Cursor:
     altered: dict[str, int] = field(default_factory=dict)
     dropped: dict[str, int] = field(default_factory=dict)
     not_stored: dict[str, int] = field(default_factory=dict)
-    """Texts and configs that the tracker refused for good, by reason."""
+    """Texts and configs that the tracker refused for good, or stored changed, by reason."""
     state: Mapping[str, Any] = field(default_factory=dict)
     """The tracker's own."""
     finished: str = ""

@@ -310,9 +310,10 @@ class Follower:
         if given.points:
             cursor.delivered += given.written.accepted
             _add(cursor.dropped, given.written.rejected)
+            _add(cursor.altered, given.written.altered)
         else:
             _add(cursor.not_stored, given.written.rejected)
-        _add(cursor.altered, given.written.altered)
+            _add(cursor.not_stored, given.written.altered)
 
     def _finish(self) -> None:
         """Close the run in the tracker; some store only then what they took."""

@@ -232,11 +232,15 @@ class Recorder:
         if reason.startswith("recorded after"):
             self.warn_once("measurements after the end of the run are not recorded, only counted")
 
+    def not_recorded(self) -> dict[str, int]:
+        """Measurements of this run that never reached the journal, by reason."""
+        return not_recorded(self.refused, self.journal)
+
     # What is refused
 
-    def refuse(self, what: str, reason: str) -> None:
-        """Count a measurement that can't be recorded, and say so once a reason."""
-        self.refused[reason] += 1
+    def refuse(self, what: str, reason: str, *, measurements: int = 1) -> None:
+        """Count measurements that can't be recorded, and say so once a reason."""
+        self.refused[reason] += measurements
         self.warn_once(f"{what} was not recorded: {reason}", key=reason)
 
     def warn_once(self, text: str, *, key: str | None = None) -> None:

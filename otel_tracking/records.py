@@ -235,7 +235,7 @@ class TrackerReceipt:
     dropped: Mapping[str, int]
     """Refused for good, by reason."""
     not_stored: Mapping[str, int]
-    """Texts and configs refused for good, by reason; they are no points."""
+    """Texts and configs refused for good, or stored changed, by reason; they are no points."""
     errors: Mapping[str, int]
     """What the tracker raised, and how often; nothing is lost by it while it is pending."""
     renamed: Mapping[str, str]
@@ -254,6 +254,8 @@ class Receipt:
     not_recorded: Mapping[str, int]
     """Measurements that never reached the journal, by reason (not a number, disk full, ...)."""
     trackers: Mapping[str, TrackerReceipt]
+    rounded: int = 0
+    """Recorded numbers that no double holds exactly (an int above 2^53)."""
 
     @property
     def complete(self) -> bool:
@@ -263,6 +265,8 @@ class Receipt:
     def __str__(self) -> str:
         lines = [f"run {self.run_id}: {self.recorded:,} points recorded"]
         lines += [f"  not recorded: {n:,} ({why})" for why, n in sorted(self.not_recorded.items())]
+        if self.rounded:
+            lines.append(f"  rounded to a double: {self.rounded:,}")
         for t in self.trackers.values():
             lines.append(
                 f"  {t.tracker:<12} delivered {t.delivered:,}  pending {t.pending:,}"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import platform
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -76,6 +75,5 @@ def start_note(request: RunRequest, rank: Rank) -> dict[str, Any]:
         "pid": os.getpid(),
         "host": platform.node(),
         "python": platform.python_version(),
-        "argv": sys.argv,
         "resource": resource(request.project, rank),
     }

@@ -7,6 +7,7 @@ CRC, one write. Everything else takes the long one once.
 from __future__ import annotations
 
 import functools
+import json
 import struct
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping
@@ -37,8 +38,8 @@ class Host(Protocol):
     def append(self, records: Callable[[SeriesRegistry], bytes], measurements: int) -> None:
         """Append what is made for the open journal."""
 
-    def refuse(self, what: str, reason: str) -> None:
-        """Count a measurement that can't be recorded."""
+    def refuse(self, what: str, reason: str, *, measurements: int = 1) -> None:
+        """Count measurements that can't be recorded."""
 
     def note(self, name: str, number: Number) -> None:
         """Count a number that is not exact."""
@@ -127,7 +128,9 @@ class Rows:
             return
         number = ambient() if step is None else as_step(step)
         if step is not None and number is None:
-            self._recorder.refuse(f"a row with step={step!r:.80}", "a step is an integer of 64 bits")
+            self._recorder.refuse(
+                f"a row with step={step!r:.80}", "a step is an integer of 64 bits", measurements=len(values)
+            )
             return
         now = _time_ns()
         texts: list[bytes] = []
@@ -210,11 +213,14 @@ def as_it_is(record: bytes, registry: SeriesRegistry) -> bytes:
 def _jsonable(options: Mapping[str, Any] | None) -> dict[str, Any]:
     """Options as JSON holds them; what it can't hold becomes its text."""
     return {
-        str(tracker): {str(k): v if _plain(v) else str(v) for k, v in of.items()}
+        str(tracker): {str(key): _json_value(value) for key, value in of.items()}
         for tracker, of in (options or {}).items()
         if isinstance(of, Mapping)
     }
 
 
-def _plain(value: object) -> bool:
-    return value is None or isinstance(value, str | int | float | bool)
+def _json_value(value: Any) -> Any:
+    try:
+        return json.loads(json.dumps(value))
+    except (TypeError, ValueError, RecursionError):
+        return str(value)

@@ -60,7 +60,7 @@ class _Recorded:
             counter = self._counter or PointCounter(self._journal.path)
             self._counter = None
             try:
-                last = counter.count()
+                last = counter.count(until=self._journal.position)
             except BaseException:
                 counter.close()
                 raise
@@ -113,6 +113,8 @@ class RunSession:
         self._journal: JournalWriter | None = None
         self._recorded = _Recorded()
         self._refused = recorder.refused
+        self._rounded_before = recorder.rounded
+        self._rounded_at_end = 0
         self._cursors: dict[str, tuple[Cursor, RunInfo, Path]] = {}
 
     # Beginning
@@ -332,7 +334,7 @@ class RunSession:
         """What was recorded and what became of it."""
         run_id = self.identity.run_id if self.identity else ""
         if not self.in_this_process:
-            return Receipt(run_id, 0, not_recorded(self._recorder.refused, None), {})
+            return Receipt(run_id, 0, self._recorder.not_recorded(), {})
         count = self._recorded.count
         trackers = {}
         for name in self._wanted() if self.request.deliver else ():
@@ -348,6 +350,7 @@ class RunSession:
             recorded=count(),
             not_recorded=not_recorded(self._refused, self._journal),
             trackers=trackers,
+            rounded=(self._rounded_at_end or self._recorder.rounded) - self._rounded_before,
         )
 
     # The end
@@ -369,6 +372,7 @@ class RunSession:
             self._wait_until_ready(deadline)
         self._late = not self.ready.is_set()
         self._recorder.close(status)
+        self._rounded_at_end = self._rounded_at_end or self._recorder.rounded
         followers = [follower for follower in self.followers.values() if not follower.abandoned]
         for follower in followers:
             follower.end(status)

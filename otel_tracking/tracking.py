@@ -227,7 +227,7 @@ class Tracking:
         if not self._begun:
             raise NotStarted("call init_trackers(project_name) before receipt")
         if self._session is None:
-            return Receipt("", 0, dict(self._process.recorder.refused), {})
+            return Receipt("", 0, self._process.recorder.not_recorded(), {})
         return self._session.receipt()
 
     @property

@@ -352,8 +352,8 @@ def test_altered_rejected_and_not_stored_add_up(bench: Bench) -> None:
     receipt = bench.end(follower)
     assert receipt.dropped == {"odd step": 100}
     assert receipt.delivered == 100
-    assert receipt.altered == {"rounded": 100, "long values are cut": 1}
-    assert receipt.not_stored == {"no texts here": 1}
+    assert receipt.altered == {"rounded": 100}
+    assert receipt.not_stored == {"no texts here": 1, "long values are cut": 1}
     assert adds_up(receipt)
 
 

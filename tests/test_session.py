@@ -16,6 +16,7 @@ from otel_tracking import session as session_module
 from otel_tracking.cursor import Cursor, cursor_path
 from otel_tracking.errors import Retry, RunIdentityUnknown
 from otel_tracking.identity import RunIdentity
+from otel_tracking.journal.reader import Block, JournalReader, PointCounter
 from otel_tracking.ranks import parse
 from otel_tracking.recorder import Recorder
 from otel_tracking.records import Rank, Receipt, RunStatus
@@ -610,3 +611,44 @@ def test_retry_is_no_failure_of_the_run(sessions: Sessions) -> None:
     receipt = session.end(RunStatus.FINISHED, DEADLINE)
     assert receipt.complete
     assert receipt.trackers["t"].errors == {"Retry: a moment": 1}
+
+
+def test_a_signal_handler_may_end_the_run_in_the_middle_of_a_receipt(
+    sessions: Sessions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session = sessions.begin({})
+    sessions.log(3)
+    count = PointCounter.count
+    inner: list[int] = []
+
+    def interrupted(counter: PointCounter, *, until: int | None = None) -> int:
+        if not inner:
+            inner.append(0)  # so that the inner one is not interrupted
+            inner[0] = session.end(RunStatus.KILLED, DEADLINE).recorded
+        return count(counter, until=until)
+
+    monkeypatch.setattr(PointCounter, "count", interrupted)
+    outer: list[int] = []
+    thread = threading.Thread(target=lambda: outer.append(session.receipt().recorded), daemon=True)
+    thread.start()
+    thread.join(DEADLINE)
+    assert (inner, outer) == ([3], [3])
+    assert session.receipt().recorded == 3
+
+
+def test_what_is_raised_in_the_middle_of_a_receipt_spoils_no_later_one(
+    sessions: Sessions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session = sessions.begin({})
+    sessions.log(3)
+    read = JournalReader.read
+
+    def read_and_raise(reader: JournalReader) -> Block | None:
+        read(reader)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(JournalReader, "read", read_and_raise)
+        with pytest.raises(KeyboardInterrupt):
+            session.receipt()
+    assert session.receipt().recorded == 3

@@ -26,6 +26,8 @@ from tensorboard.backend.event_processing.event_accumulator import (  # type: ig
 
 import otel_tracking as ot
 from otel_tracking import tracking as tracking_module
+from otel_tracking.journal.entries import Entry
+from otel_tracking.journal.stream import Points, RecordStream
 from otel_tracking.process import Process, status_of
 from otel_tracking.records import RunStatus
 from otel_tracking.testing import RecordingTracker
@@ -286,6 +288,48 @@ def test_config_before_the_run_and_after(tmp_path: Path) -> None:
     tracking.end_training()
     assert tracker.config == {"before": 1, "lr": 0.2, "after": 2}
     assert [path.name for path in tmp_path.iterdir()] == ["p"]
+
+
+def test_each_run_counts_what_it_refused_itself(tmp_path: Path) -> None:
+    tracking = ot.Tracking(log_with=[], project_dir=tmp_path)
+    tracking.init_trackers("p")
+    tracking.log({"a": 1.0, "b": object()}, step=0)
+    tracking.end_training()
+    tracking.log({"a": 1.0}, step=1)
+    first = tracking._session
+    assert first is not None
+    refused = {"object is not a number": 1, "recorded after the run had ended": 1}
+    assert tracking.receipt().not_recorded == refused
+    tracking.init_trackers("p")
+    tracking.log({"a": 1.0, "b": []}, step=0)
+    tracking.end_training()
+    assert tracking.receipt().not_recorded == {"list is not a number": 1}
+    assert first.receipt().not_recorded == refused
+
+
+def test_reading_a_run_ends_though_more_is_recorded_than_can_be_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tracking = ot.Tracking(log_with=[], project_dir=tmp_path)
+    tracking.init_trackers("p")
+    tracking.log({"a": 1.0}, step=-1)
+    row = {f"a{i}": 1.0 for i in range(4096)}
+    read = RecordStream.read
+    reads = 0
+
+    def record_and_read(stream: RecordStream) -> list[Points | Entry] | None:
+        nonlocal reads
+        reads += 1
+        assert reads < 100
+        for step in range(64):  # 2 MiB; a read takes 512 KiB
+            tracking.log(row, step=step)
+        return read(stream)
+
+    monkeypatch.setattr(RecordStream, "read", record_and_read)
+    assert tracking.run_directory is not None
+    data = ot.read_run(tracking.run_directory)
+    assert data.steps[0] == -1
+    assert len(data) > 1
 
 
 def test_logging_after_the_end_is_counted_and_told_once(

@@ -131,10 +131,17 @@ class PointCounter:
         self._count = 0
         self._lock = threading.RLock()  # a receipt may be asked for in any thread
 
-    def count(self) -> int:
-        """Points recorded until now."""
+    def count(self, *, until: int | None = None) -> int:
+        """Points recorded until now.
+
+        Args:
+            until: Stop at that position, or soon after: a writer at full speed is never caught up with.
+        """
         with self._lock:
-            while (block := self._reader.read()) is not None:
+            while until is None or self._reader.position < until:
+                block = self._reader.read()
+                if block is None:
+                    break
                 self._count += points_in(block.runs)
             return self._count
 

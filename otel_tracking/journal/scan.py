@@ -6,6 +6,7 @@ rows of one shape in a row. Only a change of kind costs a Python step.
 
 from __future__ import annotations
 
+import bisect
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
@@ -74,13 +75,13 @@ def scan(data: bytes) -> Scan:
     present = (words[:, _WORD] != 0) & (words[:, _TIME] != 0)
     kinds = np.where(present, words[:, _WORD] & KIND_MASK, 0)
     # Where the kind changes; payload slots show up here too, and are stepped over.
-    edges: Final = np.append(np.flatnonzero(np.diff(kinds)) + 1, len(kinds))
+    edges: Final = [*(np.flatnonzero(np.diff(kinds)) + 1).tolist(), len(kinds)]
     runs: list[Run] = []
     at, end = 0, len(words)
     while at < end:
         kind = int(kinds[at])
         if kind in (POINT, PADDING):
-            stop = int(edges[np.searchsorted(edges, at, side="right")])
+            stop = edges[bisect.bisect_right(edges, at)]
             runs.append(Run(kind, at, stop))
         elif kind in (ROW, RECORD):
             run = _long(data, words, present, at)

@@ -15,7 +15,7 @@ import os
 import threading
 import time
 import weakref
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Callable
 from pathlib import Path
 from typing import Final
@@ -46,7 +46,6 @@ class Outcome(enum.Enum):
     """It is nowhere, and not counted: the caller decides where it goes instead."""
     NO_SPACE = "no space for the journal"
     TOO_LARGE = "larger than a journal segment"
-    CROWDED = "recorded by signal handlers inside each other, while all waited for the disk"
 
 
 def _muted(data: bytes) -> int:
@@ -100,6 +99,7 @@ class JournalWriter:
         self.write: Callable[[bytes], int] = self._segment.write
         # `lost[reason] += 1` is atomic: CPython switches threads and runs handlers at calls and jumps only.
         self.lost: defaultdict[str, int] = defaultdict(int)
+        self._held: deque[bytes] = deque()
         self._end = 0
         self._closed = False
         self._failed_at = 0.0
@@ -189,6 +189,8 @@ class JournalWriter:
                 if not raised_here(error):
                     raise
             else:
+                if self._held:
+                    self._give_held()
                 return Outcome.STORED
             if self._closed:
                 return Outcome.CLOSED
@@ -202,7 +204,8 @@ class JournalWriter:
             if new is None:
                 return Outcome.CLOSED
             if crowded and isinstance(new, TimeoutError):
-                return self._lose(data, Outcome.CROWDED)
+                self._held.append(data)  # the record that this handler is in the middle of goes first
+                return Outcome.STORED
             if isinstance(new, OSError):
                 self._warn(new)
                 self._failed_at = time.monotonic()
@@ -215,6 +218,21 @@ class JournalWriter:
             self._segment = new
             self.write = new.write
             self._reserve.taken(new)
+
+    def _give_held(self) -> None:
+        """Append what signal handlers could not wait to append."""
+        while True:
+            try:
+                data = self._held.popleft()
+            except IndexError:
+                return
+            try:
+                self.write(data)
+            except ValueError as error:
+                if not raised_here(error):
+                    raise
+                if self._rotate(data) is Outcome.CLOSED:
+                    self._lose(data, Outcome.NO_SPACE)
 
     def _warn(self, error: OSError) -> None:
         if not self._failed_at:
@@ -233,6 +251,7 @@ class JournalWriter:
         """Cut the last segment to what is used and give up the lock. Later records find it closed."""
         if self._closed:
             return
+        self._give_held()
         self._closed = True
         try:
             spare = self._reserve.close()
