@@ -31,7 +31,8 @@ _Columns: TypeAlias = tuple[Int64Array, ...]
 _POSITIONS: Final = 3
 _SLOW: Final = 0.02
 """Seconds; a block of the usual size takes 1 ms."""
-_MOST_SLOTS: Final = 256 * 2**10
+_MOST_SLOTS: Final = 32 * 2**10
+"""1 MiB, and some ten times that in columns: each follower has them, and memory is to stay flat."""
 
 
 class Points:
