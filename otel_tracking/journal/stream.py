@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final, TypeAlias
@@ -29,10 +28,6 @@ from otel_tracking.records import Float64Array, Int64Array, Series
 _Columns: TypeAlias = tuple[Int64Array, ...]
 """series index, step, time, position, word; each (n,)."""
 _POSITIONS: Final = 3
-_SLOW: Final = 0.02
-"""Seconds; a block of the usual size takes 1 ms."""
-_MOST_SLOTS: Final = 32 * 2**10
-"""1 MiB, and some ten times that in columns: each follower has them, and memory is to stay flat."""
 
 
 class Points:
@@ -85,7 +80,6 @@ class RecordStream:
         self._of_id: npt.NDArray[np.int64] = np.full(64, -1, dtype=np.int64)
         self._shapes: dict[int, npt.NDArray[np.int64]] = {}
         self._sums: dict[int, float] = {}
-        self._slots = BLOCK_SLOTS
 
     def close(self) -> None:
         """Give up the journal's descriptors."""
@@ -101,23 +95,15 @@ class RecordStream:
         """Whether the last read stopped before something unfinished or damaged."""
         return self._reader.torn
 
-    def read(self, slots: int | None = None) -> list[Points | Entry] | None:
+    def read(self, slots: int = BLOCK_SLOTS) -> list[Points | Entry] | None:
         """The next records in order, definitions left out; None when there are none yet.
 
         Args:
-            slots: How many to read at most, unless one record is larger.
+            slots: How many to read at most, unless one record is larger. Columns take some ten times the
+                block's bytes, in every follower.
         """
-        started = time.monotonic()
-        block = self._reader.read(slots or self._slots)
-        if block is None:
-            self._slots = BLOCK_SLOTS
-            return None
-        items = list(self._items(block))
-        # Where other threads keep the interpreter busy, a read waits for its turn again and again, as
-        # often for a large block as for a small one.
-        if time.monotonic() - started > _SLOW:
-            self._slots = min(4 * self._slots, _MOST_SLOTS)
-        return items
+        block = self._reader.read(slots)
+        return None if block is None else list(self._items(block))
 
     def _items(self, block: Block) -> Iterator[Points | Entry]:
         columns: list[_Columns] = []
