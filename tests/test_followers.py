@@ -24,7 +24,7 @@ from otel_tracking.records import Batch, Config, RunInfo, RunStatus, Text, Track
 from otel_tracking.testing import RecordingTracker
 from otel_tracking.tracker import Pacing
 
-DEADLINE = 20.0
+DEADLINE = 60.0
 
 
 class Bench:
