@@ -47,10 +47,8 @@ def mine(error):
 
 def handler(number, frame):
     global raised, inside_each_other
-    # Where it takes longer than its own interval, as beside threads that fill segments at full speed, any
-    # handler ends in a RecursionError without this, and the main thread gets hardly anywhere.
-    if inside_each_other > (3 if threads else 30):
-        return
+    if inside_each_other > 30:
+        return  # slower than its own interval: without this, any handler ends in a RecursionError
     inside_each_other += 1
     try:
         work(next(handled))
