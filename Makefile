@@ -19,9 +19,9 @@ $(READY): pyproject.toml constraints.txt
 demo: $(READY) ## train a digits classifier twice on two ranks, into three trackers
 	WANDB_MODE=offline $(BIN)/python examples/demo/demo.py
 
-# A file's tests stay on one worker, so that a server it starts is started once.
+# A file's tests stay on one worker, so that a server it starts is started once; tests/conftest.py has their order.
 test: $(READY) ## the whole suite
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 soak: $(READY) ## the tests that come in two sizes, at their full size
 	$(BIN)/python -m pytest -m soak --full-size

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 
 import wandb
-from accelerate import Accelerator  # type: ignore[import-untyped]
+from accelerate import Accelerator
 
 from benchmarks.measuring import PACE, Contender, Size, take_turns
 from benchmarks.tables import COMPARISON, Table, compared

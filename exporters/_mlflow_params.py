@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, TypeVar
 
 from mlflow.entities import Param
 from mlflow.utils.validation import MAX_PARAM_VAL_LENGTH, MAX_PARAMS_TAGS_PER_BATCH
 
+from otel_tracking.media.histograms import QUANTILE_PARTS
 from otel_tracking.names import NameRule
 
 NAMES = NameRule(
@@ -18,7 +20,10 @@ NAMES = NameRule(
     forbidden_parts=r"^/|/(?=/|\Z)|(?<![^/])\.(?=/|\Z)|(?<![^/])\.(?=\.(?:/|\Z))|^\.(?=\.)",
     max_length=250,
 )
-"""The names of metrics, parameters and tags."""
+"""The names of parameters and tags."""
+
+METRICS = replace(NAMES, forbidden_parts=f"{NAMES.forbidden_parts}|{QUANTILE_PARTS}")
+"""The names of metrics."""
 
 REQUEST_BYTES = 900_000
 """The server refuses requests over 1,000,000 bytes; the rest is for what surrounds the entries."""

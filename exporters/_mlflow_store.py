@@ -8,26 +8,28 @@ import json
 import logging
 import os
 import re
-import socket
-import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import quote, unquote
 
 import mlflow
-import requests.utils
+import sqlalchemy
 from mlflow import MlflowClient
 from mlflow.entities import Experiment, LifecycleStage
 from mlflow.exceptions import MlflowException
+from mlflow.store.db.utils import _initialize_tables
 
 from otel_tracking.errors import ConfigurationError, Retry
 from otel_tracking.names import NameRule
 from otel_tracking.records import RunInfo
+from otel_tracking_exporters._locks import locked
+from otel_tracking_exporters._servers import require_answer
 
 _PERMANENT = {"INVALID_PARAMETER_VALUE", "BAD_REQUEST"}
-_CONNECT_SECONDS = 5.0
+_SQLITE = "sqlite:///"
+_DRAFT = ".new"
 _CREDENTIALS = re.compile(r"://[^/\s]*@")
 _EXPERIMENT_NAMES = NameRule(forbidden=r"\x00", max_length=500)
 
@@ -45,6 +47,8 @@ class Options:
     """A folder of its own for local runs (`local_store` says which files); with a tracking URI it is
     where the experiment keeps its artifacts, as in Accelerate."""
     artifact_location: str | None = None
+    local_dir: str | None = None
+    """As `logging_dir`, but nothing to a store that a tracking URI names."""
     run_id: str | None = None
     """An MLflow run to go on with."""
     run_name: str | None = None
@@ -96,7 +100,7 @@ def place(options: Options, run: RunInfo) -> tuple[str, str | None]:
     """The tracking URI, and where a new experiment's artifacts go (None: what MLflow chooses).
 
     The option `tracking_uri`, else what the user set (`MLFLOW_TRACKING_URI`, `mlflow.set_tracking_uri`),
-    else a database in the folder `logging_dir`, by default the run's own.
+    else a database in the folder `logging_dir`, or `local_dir`, by default the run's own.
     """
     # mlflow has types, but not on this function.
     is_set = mlflow.is_tracking_uri_set()  # type: ignore[no-untyped-call]
@@ -104,7 +108,7 @@ def place(options: Options, run: RunInfo) -> tuple[str, str | None]:
     if uri:
         location = options.artifact_location or options.logging_dir
     else:
-        uri, local = local_store(Path(options.logging_dir or run.logging_dir))
+        uri, local = local_store(Path(options.logging_dir or options.local_dir or run.logging_dir))
         location = options.artifact_location or local
     if location and "://" not in location:
         location = Path(location).resolve().as_uri()
@@ -129,13 +133,19 @@ def local_store(folder: Path) -> tuple[str, str]:
 
 def connect(uri: str) -> MlflowClient:
     """A client of that store. A new sqlite database gets its tables here, by one process at a time."""
-    reachable(uri)
+    require_answer(uri, "MLflow")
     log = logging.getLogger("mlflow.store.db.utils")
     level = log.level
-    with _alone(uri):
+    path = _database(uri)
+    with contextlib.ExitStack() as alone:
+        # Two ranks that create the tables at once break them.
+        if path is not None and alone.enter_context(locked(path.parent)):
+            _remove_drafts(path)
         # Two lines at INFO for each new database.
         log.setLevel(max(level, logging.WARNING))
         try:
+            if path is not None:
+                _make_database(path)
             return MlflowClient(tracking_uri=uri)
         except MlflowException as error:
             if is_permanent(error):
@@ -145,6 +155,40 @@ def connect(uri: str) -> MlflowClient:
             raise Retry(public(error.message)) from error
         finally:
             log.setLevel(level)
+
+
+def _make_database(path: Path) -> None:
+    """Make a new sqlite database under another name first: MLflow can't use one that is half made."""
+    if path.exists():
+        return
+    draft = path.with_name(f"{path.name}.{os.getpid()}{_DRAFT}")
+    draft.unlink(missing_ok=True)
+    try:
+        engine = sqlalchemy.create_engine(f"{_SQLITE}{quote(str(draft), safe='/')}")
+        try:
+            _initialize_tables(engine)  # type: ignore[no-untyped-call]  # as the store itself does
+        finally:
+            engine.dispose()
+        draft.rename(path)
+    except (OSError, sqlalchemy.exc.SQLAlchemyError) as error:
+        draft.unlink(missing_ok=True)
+        raise Retry(f"the database {path} can't be made: {error}") from error
+
+
+def _remove_drafts(path: Path) -> None:
+    """Remove what processes left that were killed while they made the database, sqlite's journal included."""
+    ours = re.compile(rf"{re.escape(path.name)}\.\d+{re.escape(_DRAFT)}(-journal)?")
+    with contextlib.suppress(OSError):
+        for other in path.parent.iterdir():
+            if ours.fullmatch(other.name):
+                other.unlink()
+
+
+def _database(uri: str) -> Path | None:
+    """The file of an sqlite database's URI; None of another store, or where the URI has options."""
+    if not uri.startswith(_SQLITE) or "?" in uri:
+        return None
+    return Path(unquote(uri.removeprefix(_SQLITE)))
 
 
 def experiment(client: MlflowClient, options: Options, project: str, location: str | None) -> str:
@@ -182,22 +226,6 @@ def experiment(client: MlflowClient, options: Options, project: str, location: s
     return str(found.experiment_id)
 
 
-def reachable(uri: str) -> None:
-    """Raise `Retry` when nothing listens at a server's address.
-
-    MLflow's own client would try again for minutes first (`MLFLOW_HTTP_REQUEST_MAX_RETRIES`, a setting
-    of the process which is the user's); waiting is the follower's business.
-    """
-    parts = urlsplit(uri)
-    if parts.scheme not in ("http", "https") or requests.utils.get_environ_proxies(uri):
-        return
-    port = parts.port or (443 if parts.scheme == "https" else 80)
-    try:
-        socket.create_connection((parts.hostname or "", port), _CONNECT_SECONDS).close()
-    except OSError as error:
-        raise Retry(f"no MLflow server at {parts.hostname}:{port} ({error})") from error
-
-
 @contextlib.contextmanager
 def retrying() -> Iterator[None]:
     """Turn MLflow's errors into `Retry`, except those that would be the same again."""
@@ -212,27 +240,6 @@ def retrying() -> Iterator[None]:
 def is_permanent(error: MlflowException) -> bool:
     """Whether a request fails because of what it says, so that it would fail again."""
     return error.error_code in _PERMANENT
-
-
-@contextlib.contextmanager
-def _alone(uri: str) -> Iterator[None]:
-    """Hold a lock on the folder of an sqlite database: two ranks that create its tables at once break it."""
-    path = uri.removeprefix("sqlite:///")
-    if path == uri or sys.platform == "win32":
-        yield
-        return
-    import fcntl  # not on Windows
-
-    folder = Path(path.replace("%3F", "?").replace("%25", "%")).parent
-    folder.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        # Where a file system has no locks, ranks that start at once are a risk, not an error.
-        with contextlib.suppress(OSError):
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
 
 
 def public(text: str) -> str:

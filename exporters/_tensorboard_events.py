@@ -16,6 +16,7 @@ from typing import TypeAlias
 import google_crc32c
 import numpy as np
 import numpy.typing as npt
+from tensorboard.compat.proto.event_pb2 import Event  # type: ignore[import-untyped]
 
 from otel_tracking.records import Float64Array, Int64Array
 
@@ -30,6 +31,7 @@ _POSITION_TAG = bytes([0xE1, 0x76])
 _HEADER = struct.Struct("<QI")
 _HEADER_SIZE = _HEADER.size
 _FOOTER_SIZE = 4
+_WALL_TAG, _STEP_TAG = 0x09, 0x10
 _WALL_AT = _POSITION.size + 1
 _STEP_AT = _WALL_AT + 9
 
@@ -45,6 +47,22 @@ def position_of(payload: bytes) -> int:
         return 0
     position: int = _POSITION.unpack_from(payload)[1]
     return position
+
+
+def step_of(payload: bytes) -> int:
+    """The step of an event, ours or not."""
+    if position_of(payload) and payload[_POSITION.size] == _WALL_TAG:
+        # Fields in the order of their numbers: the wall time, then the step, which a 0 leaves out.
+        if len(payload) < _STEP_AT or payload[_STEP_AT - 1] != _STEP_TAG:
+            return 0
+        step = 0
+        for place, digit in enumerate(payload[_STEP_AT : _STEP_AT + 10]):
+            step |= (digit & 0x7F) << 7 * place
+            if digit < 0x80:
+                break
+        step &= 2**64 - 1
+        return step - 2**64 if step >> 63 else step
+    return int(Event.FromString(payload).step)
 
 
 def frame(payload: bytes) -> bytes:
@@ -185,9 +203,9 @@ def _heads(steps: Int64Array, walls: Float64Array, positions: Int64Array) -> _By
     heads = np.empty((len(steps), _STEP_AT + width), dtype=np.uint8)
     heads[:, :2] = np.frombuffer(_POSITION_TAG, np.uint8)
     heads[:, 2 : _POSITION.size] = positions.astype("<i8")[:, None].view(np.uint8)
-    heads[:, _POSITION.size] = 0x09
+    heads[:, _POSITION.size] = _WALL_TAG
     heads[:, _WALL_AT : _STEP_AT - 1] = walls.astype("<f8")[:, None].view(np.uint8)
-    heads[:, _STEP_AT - 1] = 0x10
+    heads[:, _STEP_AT - 1] = _STEP_TAG
     # A varint may be longer than it need be, so small steps are padded to the largest one's width.
     digits = steps.astype(np.uint64)[:, None] >> np.arange(0, 7 * width, 7, dtype=np.uint64)
     heads[:, _STEP_AT:] = (digits & np.uint64(0x7F)) | np.uint64(0x80)

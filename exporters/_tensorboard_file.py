@@ -8,7 +8,7 @@ import re
 import socket
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,9 @@ from otel_tracking_exporters._tensorboard_events import frame, position_of, reco
 
 _FILE_TIME = re.compile(r"tfevents\.(\d{10})\.")
 _NAME_PART = NameRule(forbidden=r"^A-Za-z0-9._\-", max_length=100)
+
+
+_NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC
 
 
 class TornWrite(OSError):
@@ -53,17 +56,46 @@ class EventFile:
     def __init__(self, directory: Path, suffix: str = "") -> None:
         self.lock = threading.RLock()
         self._pid = os.getpid()
+        self._suffix = _NAME_PART.escape(suffix) if suffix else ""
+        self.path = self._next_path(directory, self._suffix)
+        self._fd: int | None = os.open(self.path, _NEW, 0o644)
+        self._size = 0
+        self.append(first_record())
+
+    def _next_path(self, directory: Path, suffix: str) -> Path:
         times = [int(found[1]) for path in event_files(directory) if (found := _FILE_TIME.search(path.name))]
         seconds = max(int(time.time()), max(times, default=0) + 1)
         host = _NAME_PART.escape(socket.gethostname())
-        suffix = _NAME_PART.escape(suffix) if suffix else ""
-        self.path = directory / f"events.out.tfevents.{seconds:010d}.{host}.{self._pid}.0{suffix}"
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC
-        self._fd: int | None = os.open(self.path, flags, 0o644)
-        self._size = 0
-        self.append_event(
-            Event(file_version="brain.Event:2", source_metadata=SourceMetadata(writer="otel_tracking"))
-        )
+        return directory / f"events.out.tfevents.{seconds:010d}.{host}.{self._pid}.0{suffix}"
+
+    def start_anew(self, content: Iterable[bytes], suffix: str) -> None:
+        """Go on in a new file, which readers see once it holds all that it is to begin with.
+
+        Args:
+            content: Whole records, in pieces.
+            suffix: What the new file's name ends in, after this one's own.
+
+        Raises:
+            OSError: There is no space for it; this file stays the one.
+        """
+        with self.lock:
+            if self._fd is None:
+                raise TrackingError(f"{self.path} is closed: the run has ended")
+            draft = self.path.with_name("rewind.draft")
+            draft.unlink(missing_ok=True)
+            fd = os.open(draft, _NEW, 0o644)
+            try:
+                with os.fdopen(os.dup(fd), "wb") as file:
+                    file.write(first_record())
+                    file.writelines(content)
+                path = self._next_path(self.path.parent, self._suffix + suffix)
+                draft.rename(path)
+            except BaseException:
+                os.close(fd)
+                draft.unlink(missing_ok=True)
+                raise
+            os.close(self._fd)
+            self._fd, self.path, self._size = fd, path, os.fstat(fd).st_size
 
     @property
     def size(self) -> int:
@@ -110,6 +142,13 @@ class EventFile:
             if self._fd is not None:
                 os.close(self._fd)
                 self._fd = None
+
+
+def first_record() -> bytes:
+    """What every event file begins with."""
+    about = SourceMetadata(writer="otel_tracking")
+    event = Event(wall_time=time.time(), file_version="brain.Event:2", source_metadata=about)
+    return frame(event.SerializeToString())
 
 
 def event_files(directory: Path) -> list[Path]:

@@ -131,6 +131,11 @@ class Charts:
                 self._groups[chart.title] = dict.fromkeys([*chart.multiline.tag, *known])
         self.due = True
 
+    def lost(self) -> None:
+        """The layout has to be stored anew."""
+        self.stored_at = None
+        self.due = bool(self._adopted.category) or any(len(tags) > 1 for tags in self._groups.values())
+
     def value(self) -> Summary.Value:
         """The layout as it is now."""
         layout = layout_pb2.Layout()

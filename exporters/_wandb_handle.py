@@ -32,6 +32,23 @@ def log_steps_as_field(run: wandb.Run) -> Callable[..., None]:
     return original
 
 
+def finish_after(run: wandb.Run, first: Callable[[int | None], None]) -> Callable[..., None]:
+    """Call something, with the exit code, before the run is finished: by `finish`, or by its `with` block.
+
+    Returns:
+        The run's `finish` as it was.
+    """
+    original: Callable[..., None] = run._finish
+
+    @functools.wraps(original)
+    def finish(exit_code: int | None = None) -> None:
+        first(exit_code)
+        original(exit_code)
+
+    run._finish = finish  # type: ignore[method-assign]  # `with` does not call the public one
+    return original
+
+
 class WandbHandle:
     """Accelerate's words for a W&B run; every other attribute is the run's own.
 

@@ -7,6 +7,7 @@ import inspect
 import itertools
 import logging
 import os
+import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -41,6 +42,18 @@ _ENVIRONMENT = {
     "group": "WANDB_RUN_GROUP",
     "resume": "WANDB_RESUME",
 }
+
+
+def leave_inherited_service() -> None:
+    """Let this process start a W&B service of its own, instead of using one of a parent process.
+
+    A parent that used W&B hands its service on in the environment. There, a run of a process that was
+    killed stays open, and its id in use, for as long as the parent lives.
+    """
+    # The service's version, the process that started it, and where it listens.
+    token = re.match(r"[0-9]+-([0-9]+)-", os.environ.get(wandb.env.SERVICE, ""))
+    if token and int(token[1]) != os.getpid():
+        del os.environ[wandb.env.SERVICE]
 
 
 def mode_of(options: Mapping[str, Any]) -> str:
@@ -114,6 +127,12 @@ def require_login(settings: wandb.Settings | Mapping[str, Any]) -> None:
             "W&B has no API key. Set WANDB_API_KEY or run `wandb login`; or set WANDB_MODE=offline "
             "(or init_kwargs={'wandb': {'mode': 'offline'}}) and upload later with `wandb sync`."
         )
+
+
+def base_url(settings: wandb.Settings | Mapping[str, Any]) -> str:
+    """Where the server is that `wandb.init` will reach with those settings."""
+    given = settings.model_dump() if isinstance(settings, wandb.Settings) else settings
+    return str(given.get("base_url") or wandb.setup().settings.base_url)
 
 
 @contextmanager

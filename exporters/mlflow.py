@@ -6,12 +6,14 @@ Where things are stored::
              time, then step, then value.
     config   params, nested ones as `outer/inner`, and whole in the artifact `config.json`
     texts    artifacts, `text/<name>/<step>-<position>.txt`; MLflow has no series of texts
+    media    artifacts: images and figures in `images/`, tables in `tables/`, where MLflow's pages show
+             them, all else in a folder of its kind; of histograms the quantiles are metrics too
 
 `init_kwargs={"mlflow": {...}}` takes what Accelerate's tracker takes (`experiment_name`, `logging_dir`,
 `run_id`, `tags`, `nested_run`, `run_name`, `description`) and `experiment_id`, `artifact_location`,
-`tracking_uri`; what is not given there is looked up in MLflow's own environment variables.
+`tracking_uri`, `local_dir`; what is not given there is looked up in MLflow's own environment variables.
 
-Without a tracking URI all runs are in `<project_dir>/mlflow.db`::
+Without a tracking URI all runs are in `<project_dir>/mlflow.db`, or in the folder `local_dir`::
 
     mlflow ui --backend-store-uri sqlite:///outputs/mlflow.db
 """
@@ -23,7 +25,6 @@ import logging
 import os
 import sys
 import tempfile
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -37,12 +38,17 @@ from mlflow.tracking.context.registry import resolve_tags
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_RUN_NOTE
 from mlflow.utils.validation import MAX_METRICS_PER_BATCH, MAX_PARAMS_TAGS_PER_BATCH, MAX_TAG_VAL_LENGTH
 
+from otel_tracking.capabilities import Declaration
 from otel_tracking.errors import ConfigurationError, NotStarted, Retry
+from otel_tracking.media.overlays import lost_overlays
 from otel_tracking.names import NameRule
-from otel_tracking.records import Batch, Config, RunInfo, RunStatus, Text, Written
+from otel_tracking.records import Batch, Config, Media, RunInfo, RunStatus, Text, Written
 from otel_tracking.sdk_exporters import TrackerMetricExporter, TrackerSpanExporter
 from otel_tracking.tracker import Pacing, Tracker
+from otel_tracking_exporters._mlflow_active import ActiveRun
+from otel_tracking_exporters._mlflow_media import FILES, send
 from otel_tracking_exporters._mlflow_params import (
+    METRICS,
     NAMES,
     cut,
     json_bytes,
@@ -59,10 +65,11 @@ from otel_tracking_exporters._mlflow_store import (
     is_permanent,
     place,
     public,
-    reachable,
     retrying,
 )
 from otel_tracking_exporters._mlflow_times import Timestamps
+from otel_tracking_exporters._servers import require_answer
+from otel_tracking_exporters.declarations import MLFLOW
 
 _log = logging.getLogger(__name__)
 
@@ -71,7 +78,6 @@ _GROUP_TAG = "otel_tracking.group"
 _RESOURCE_TAGS = ("training.rank", "training.world_size", "host.name", "service.name")
 
 _IDENTITIES = NameRule(forbidden=r"^A-Za-z0-9.\-_", max_length=200)
-_FILES = NameRule(forbidden=r"^\w.\-", forbidden_parts=r"^\.", max_bytes=200)
 _RUN_NAMES = NameRule(forbidden=r"\x00", max_length=250)
 
 _LARGEST = sys.float_info.max
@@ -87,7 +93,15 @@ class MLflowTracker(Tracker):
     """
 
     name: ClassVar[str] = "mlflow"
-    names: ClassVar[NameRule] = NAMES
+    declaration: ClassVar[Declaration] = MLFLOW
+    exactly_once = True
+    names: ClassVar[NameRule] = METRICS
+    # MLflow's client would wait for a server that went away in the middle of a request for minutes, in
+    # pauses of up to one; to try again is the follower's business.
+    environment: ClassVar[Mapping[str, str]] = {
+        "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
+        "MLFLOW_HTTP_REQUEST_TIMEOUT": "15",
+    }
     # A point costs 42 us of CPU in requests of 1,000, 49 in 250, 75 to 100 in 100 (sqlite); the training
     # loop shares the GIL with a request of 250 for 12 ms, of 1,000 for 42 ms.
     pacing: ClassVar[Pacing] = Pacing(max_points=250)
@@ -102,6 +116,7 @@ class MLflowTracker(Tracker):
         self._timestamps = Timestamps()
         self._config: dict[str, Any] | None = None
         self._warned: set[str] = set()
+        self._active: ActiveRun | None = None
 
     def start(self, run: RunInfo) -> int:
         """Open the run, or go on with the one that was opened before or that `run_id` names.
@@ -135,6 +150,14 @@ class MLflowTracker(Tracker):
         self._timestamps = Timestamps(begin)
         return max(begin, 1) if self._stored else 0  # 0 would mean that nothing is stored
 
+    def attach(self, run: RunInfo) -> None:
+        """Use the run that the delivering process has opened: MLflow takes any number of writers."""
+        run_id = run.state.get("run_id")
+        if run_id is None:
+            raise Retry("the MLflow run is not open yet")
+        self._uri, _ = place(Options.parse(run.options, os.environ), run)
+        self._run = MLflowRun(connect(self._uri), run_id)
+
     def write(self, batch: Batch) -> Written:
         """Store points as metrics.
 
@@ -152,9 +175,11 @@ class MLflowTracker(Tracker):
         first = int(np.searchsorted(batch.positions, self._stored, side="right"))
         metrics = list(map(Metric, keys, values, times, steps))[first:]
         longest = _METRIC_BYTES + max(map(json_bytes, names))
-        rejected: Counter[str] = Counter()
+        rejected: dict[str, list[int]] = {}
         for part in portions([(metric, longest) for metric in metrics], MAX_METRICS_PER_BATCH):
-            rejected += self._send(metrics=part)
+            for reason, places in self._send(metrics=part).items():
+                rejected.setdefault(reason, []).extend(first + place for place in places)
+            first += len(part)
         self._timestamps.keep(int(batch.positions[-1]), wanted[-1])
         self._position = max(self._position, int(batch.positions[-1]))
         altered = {
@@ -164,18 +189,30 @@ class MLflowTracker(Tracker):
             "time before 1970 stored as 1970": int((batch.times < 0).sum()),
         }
         return Written(
-            len(batch) - rejected.total(), {reason: n for reason, n in altered.items() if n}, dict(rejected)
+            len(batch) - sum(map(len, rejected.values())),
+            {reason: n for reason, n in altered.items() if n},
+            rejected,
         )
 
     def write_text(self, text: Text) -> Written:
         """Store a text as an artifact whose name says step and journal position."""
         kept = text.text.encode(errors="backslashreplace").decode()
-        file = f"text/{_FILES.escape(text.tag)}/{text.step}-{text.position}.txt"
+        file = f"text/{FILES.escape(text.tag)}/{text.step}-{text.position}.txt"
         refused = self._attempt(lambda run: run.client.log_text(run.run_id, kept, file))
         self._position = max(self._position, text.position)
         if refused:
-            return Written(0, rejected={refused: 1})
+            return Written(0, rejected={refused: [0]})
         return Written(1, {"lone surrogates written as escapes": 1} if kept != text.text else {})
+
+    def write_media(self, media: Media) -> Written:
+        """Store media as artifacts; images and tables where MLflow's pages show them."""
+        changed: list[str] = []
+        refused = self._attempt(lambda run: changed.append(send(run, media)))
+        self._position = max(self._position, media.position)
+        if refused:
+            return Written(0, rejected={refused: [0]})
+        altered = dict.fromkeys(filter(None, changed[-1:]), 1)
+        return Written(1, altered | media.lost_captions | lost_overlays(media))
 
     def write_config(self, config: Config) -> Written:
         """Store hyperparameters as params, and all of them as `config.json`.
@@ -218,7 +255,7 @@ class MLflowTracker(Tracker):
         """Set the run's status and end time."""
         if self._run is None:
             return
-        reachable(self._uri)
+        require_answer(self._uri, "MLflow")
         with retrying():
             self._run.client.set_terminated(self._run.run_id, status.name)
 
@@ -226,6 +263,17 @@ class MLflowTracker(Tracker):
     def native(self) -> MLflowRun:
         """The run, with MLflow's words."""
         return self._opened()
+
+    def enter(self) -> None:
+        """Make the run the active one of MLflow's fluent calls in this thread."""
+        if self._active is None:
+            self._active = ActiveRun(self._uri, self._opened().run_id)
+        self._active.enter()
+
+    def leave(self) -> None:
+        """Let go of the run in MLflow's fluent calls."""
+        if self._active is not None:
+            self._active.leave()
 
     @property
     def handle(self) -> MLflowHandle:
@@ -303,7 +351,7 @@ class MLflowTracker(Tracker):
     def _attempt(self, call: Callable[[MLflowRun], object]) -> str:
         """Make a call; why MLflow refuses it for good, or nothing when it was taken."""
         run = self._opened()
-        reachable(self._uri)
+        require_answer(self._uri, "MLflow")
         try:
             with retrying():
                 call(run)
@@ -317,19 +365,26 @@ class MLflowTracker(Tracker):
             return reason
         return ""
 
-    def _send(self, *, metrics: Sequence[Metric] = (), params: Sequence[Param] = ()) -> Counter[str]:
-        """Send one request; what MLflow refuses is found by halving, so that it takes nothing with it."""
+    def _send(
+        self, *, metrics: Sequence[Metric] = (), params: Sequence[Param] = ()
+    ) -> Mapping[str, Sequence[int]]:
+        """Send one request; what MLflow refuses is found by halving, so that it takes nothing with it.
+
+        Returns:
+            By reason, the places of what is refused.
+        """
         refused = self._attempt(
             lambda run: run.client.log_batch(run.run_id, metrics, params, synchronous=True)
         )
         if not refused:
-            return Counter()
+            return {}
         if len(metrics) + len(params) == 1:
-            return Counter([refused])
+            return {refused: [0]}
         m, p = (len(metrics) + 1) // 2, (len(params) + 1) // 2
-        return self._send(metrics=metrics[:m], params=params[:p]) + self._send(
-            metrics=metrics[m:], params=params[p:]
-        )
+        found = {k: list(places) for k, places in self._send(metrics=metrics[:m], params=params[:p]).items()}
+        for reason, places in self._send(metrics=metrics[m:], params=params[p:]).items():
+            found.setdefault(reason, []).extend(m + p + place for place in places)
+        return found
 
 
 class MLflowMetricExporter(TrackerMetricExporter):

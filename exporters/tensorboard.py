@@ -20,10 +20,21 @@ import numpy.typing as npt
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog  # type: ignore[import-untyped]
 from tensorboard.compat.proto.summary_pb2 import Summary  # type: ignore[import-untyped]
 
+from otel_tracking.capabilities import Declaration
 from otel_tracking.config import flatten_config
 from otel_tracking.errors import ConfigurationError, Retry
 from otel_tracking.names import NameRule
-from otel_tracking.records import Batch, Config, Float64Array, RunInfo, RunStatus, Text, Written
+from otel_tracking.records import (
+    Batch,
+    Config,
+    Float64Array,
+    Media,
+    Rewind,
+    RunInfo,
+    RunStatus,
+    Text,
+    Written,
+)
 from otel_tracking.sdk_exporters import TrackerMetricExporter, TrackerSpanExporter
 from otel_tracking.tracker import Tracker
 from otel_tracking_exporters._tensorboard_events import encode_rows, frame, scalar, stamp
@@ -34,6 +45,9 @@ from otel_tracking_exporters._tensorboard_file import (
     read_event,
     stored_position,
 )
+from otel_tracking_exporters._tensorboard_media import media_values
+from otel_tracking_exporters._tensorboard_rewind import retire_void
+from otel_tracking_exporters._tensorboard_rewind import rewind as rewound
 from otel_tracking_exporters._tensorboard_summaries import (
     Charts,
     config_values,
@@ -42,6 +56,7 @@ from otel_tracking_exporters._tensorboard_summaries import (
     session_end_value,
     text_value,
 )
+from otel_tracking_exporters.declarations import TENSORBOARD
 
 if TYPE_CHECKING:
     from otel_tracking_exporters._tensorboard_native import RunWriter
@@ -59,7 +74,9 @@ class TensorBoardTracker(Tracker):
     """
 
     name = "tensorboard"
+    declaration: ClassVar[Declaration] = TENSORBOARD
     requires_logging_directory = True
+    exactly_once = True
     # Tags that TensorBoard's plugins give a meaning of their own.
     names = NameRule(
         forbidden_parts=r"^_(?=hparams_/)|^c(?=ustom_scalars__config__\Z)|/(?=text_summary\Z)",
@@ -87,6 +104,7 @@ class TensorBoardTracker(Tracker):
             ConfigurationError: An option that `SummaryWriter` does not have, or of the wrong type.
         """
         options = _Options.of(run.options)
+        retire_void(run.directory)
         self._position = stored_position(run.directory, run.position, run.state)
         self._configured = bool(run.state.get("configured"))
         self._group = run.group
@@ -98,8 +116,20 @@ class TensorBoardTracker(Tracker):
         self._file = EventFile(run.directory, options.filename_suffix)
         if options.purge_step is not None:
             start = SessionLog(status=SessionLog.START)
-            self._file.append_event(Event(step=options.purge_step, session_log=start))
+            for _ in range(
+                2
+            ):  # of the first one in a run TensorBoard takes no notice: it is where runs begin
+                self._file.append_event(Event(step=options.purge_step, session_log=start))
         return self._position
+
+    def attach(self, run: RunInfo) -> None:
+        """Write native events into a sub-run of the run's, `native`.
+
+        Of two files that grow in one directory, TensorBoard stops reading the older one.
+        """
+        directory = run.directory / "native"
+        directory.mkdir(exist_ok=True)
+        self._file = EventFile(directory)
 
     def write(self, batch: Batch) -> Written:
         """Append points, and before them the layout of charts if groups have grown."""
@@ -125,6 +155,19 @@ class TensorBoardTracker(Tracker):
         self._append_ours(_event([value], wall, text.step), text.position)
         return Written(1)
 
+    def write_media(self, media: Media) -> Written:
+        """Append media, as images, audio, distributions or texts."""
+        self._write_config()
+        tag = self.names.escape(media.tag)
+        values, changed = media_values(tag, media)
+        altered = ({changed: 1} if changed else {}) | media.lost_captions
+        if tag in self._described:  # TensorBoard takes one kind of data a tag, and drops others
+            altered[f"its name ends in /{media.kind}, as a series has the name"] = 1
+            values, _ = media_values(f"{tag}/{media.kind}", media)
+        wall = _wall(media.options, default=media.time / 1e9)
+        self._append_ours(_event(values, wall, media.step), media.position)
+        return Written(1, altered)
+
     def write_config(self, config: Config) -> Written:
         """Take hyperparameters for the HParams tab.
 
@@ -139,6 +182,17 @@ class TensorBoardTracker(Tracker):
         self._config = merged
         late = {"the HParams tab shows the first config": 1} if self._configured else {}
         return Written(1, altered=late)
+
+    def write_rewind(self, rewind: Rewind) -> Written:
+        """Go on in a file without what has that step or a later one."""
+        self._write_config()
+        try:
+            rewound(self._open_file, rewind.step, rewind.time / 1e9, rewind.position)
+        except OSError as error:
+            raise Retry(f"{self._open_file.path.name} can't be written again: {error.strerror}") from error
+        self._position = rewind.position
+        self._charts.lost()
+        return Written(1)
 
     def confirm(self, *, flush: bool = False) -> int:
         """The last position appended: the operating system has it."""

@@ -23,14 +23,17 @@ from typing import Any, ClassVar
 
 import wandb
 
+from otel_tracking.capabilities import Declaration
 from otel_tracking.errors import ConfigurationError, NotStarted
 from otel_tracking.names import NameRule
-from otel_tracking.records import Batch, Config, RunInfo, RunStatus, Text, Written
+from otel_tracking.process import process
+from otel_tracking.records import Batch, Config, Media, MediaKind, RunInfo, RunStatus, Text, Written
 from otel_tracking.sdk_exporters import TrackerMetricExporter, TrackerSpanExporter
 from otel_tracking.tracker import Pacing, Tracker
 from otel_tracking_exporters import _wandb_setup
+from otel_tracking_exporters._servers import require_answer
 from otel_tracking_exporters._wandb_file import WandbFile, parse, parse_value
-from otel_tracking_exporters._wandb_handle import WandbHandle, log_steps_as_field
+from otel_tracking_exporters._wandb_handle import WandbHandle, finish_after, log_steps_as_field
 from otel_tracking_exporters._wandb_mapping import (
     CONFIG_NAMES,
     STEP,
@@ -39,6 +42,8 @@ from otel_tracking_exporters._wandb_mapping import (
     split_row,
     unused_options,
 )
+from otel_tracking_exporters._wandb_media import TABLE_NAMES, as_artifact, as_value
+from otel_tracking_exporters.declarations import WANDB
 
 _logger = logging.getLogger(__name__)
 
@@ -49,7 +54,12 @@ _RUN = "_otel_tracking/run"
 _EXIT_CODES = {RunStatus.FAILED: 1, RunStatus.KILLED: 255}
 """255 is what W&B itself gives a run that Ctrl-C ended."""
 
+_STATUSES = {0: RunStatus.FINISHED, 255: RunStatus.KILLED}
+
 _CLOSE_TIMEOUT = 5.0
+_POLL = 0.1
+_UPLOAD_PATIENCE = 60.0
+"""Seconds that the end of a run waits for `finish`, which returns when all is uploaded."""
 _FLUSH_TIMEOUT = 2.5 * _wandb_setup.FLUSH_INTERVAL
 
 # `wandb.init` sets process-wide state, and returns the active run unless told otherwise.
@@ -58,9 +68,13 @@ _own_runs: weakref.WeakSet[wandb.Run] = weakref.WeakSet()
 
 
 class WandbTracker(Tracker):
-    """One W&B run. A run that is active when this starts (in a sweep) is used, and finished."""
+    """One W&B run. A run that is active when this starts (in a sweep) is used, and finished.
+
+    Finished natively before that, as by a sweep's agent, it has what was recorded by then, and nothing later.
+    """
 
     name = "wandb"
+    declaration: ClassVar[Declaration] = WANDB
     # W&B's own fields and ours; control and bidirectional characters; an empty key would be lost.
     names: ClassVar[NameRule] = NameRule(
         forbidden=r"\x00-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ufeff",
@@ -73,7 +87,11 @@ class WandbTracker(Tracker):
         self._run: wandb.Run | None = None
         self._log: Callable[..., None]
         """The run's `log`, set by `start`."""
+        self._close: Callable[..., None]
+        """The run's `finish`, likewise."""
         self._adopted = False
+        self._exit_code: int | None = None
+        """What the run is finished with natively."""
         self._file: WandbFile | None = None
         self._escaped: dict[str, str] = {}
         self._held: dict[str, Any] | None = None
@@ -90,13 +108,18 @@ class WandbTracker(Tracker):
     def start(self, run: RunInfo) -> int:
         """Open the run; see the module for what becomes of an earlier start's."""
         with _init_lock, _wandb_setup.exit_hooks_restored():
+            _wandb_setup.leave_inherited_service()
             self._adopted = wandb.run is not None and wandb.run not in _own_runs
             opened = wandb.run if wandb.run and self._adopted else self._init(run)
             _own_runs.add(opened)
         if self._adopted:
             _logger.info("the active W&B run %s is used; init_kwargs have no effect on it", opened.id)
+        self.exactly_once = opened.offline
+        if not opened.offline:
+            self.patience = _UPLOAD_PATIENCE
         self._run = opened
         self._log = log_steps_as_field(opened)
+        self._close = finish_after(opened, self._end_delivery)
         settings = opened.settings
         if not (opened.disabled or settings.x_skip_transaction_log):
             self._file = WandbFile(Path(settings.sync_file))
@@ -116,6 +139,7 @@ class WandbTracker(Tracker):
         arguments = _wandb_setup.init_arguments(run, mode)
         if mode in ("online", "shared"):
             _wandb_setup.require_login(arguments["settings"])
+            require_answer(_wandb_setup.base_url(arguments["settings"]), "W&B")
         earlier = run.state.get("directory")
         folders = [] if earlier is None or run.state.get("adopted") else [Path(earlier)]
         if arguments.get("dir") == str(run.directory):
@@ -158,6 +182,32 @@ class WandbTracker(Tracker):
             altered.update(unused_options(text.options))
         return Written(1, altered)
 
+    def write_media(self, media: Media) -> Written:
+        """Log media as W&B's own objects; files of any kind become an artifact."""
+        altered: Counter[str] = Counter()
+        if media.position <= self._taken:
+            return Written(1)
+        try:
+            value = as_value(media)
+            artifact = as_artifact(media) if value is None else None
+        except (wandb.Error, TypeError, ValueError) as error:
+            return Written(0, rejected={f"W&B refuses the {media.kind}: {error!s:.200}": [0]})
+        if artifact is not None:
+            if media.kind is not MediaKind.ARTIFACT:
+                altered[f"{media.kind.plural}: an artifact"] = 1
+            self._opened.log_artifact(artifact)
+            self._release()
+            self._store({STEP: media.step, TIME: media.time / 1e9}, media.position)
+            self._taken = media.position
+        else:
+            name = self._escape(media.tag)
+            if media.kind is MediaKind.TABLE:
+                name = TABLE_NAMES.escape(name)
+            row = {name: value, STEP: media.step, TIME: media.time / 1e9}
+            self._commit(row, media.position, altered, hold=media.options.get("commit") is False)
+        altered.update(unused_options(media.options))
+        return Written(1, altered)
+
     def write_config(self, config: Config) -> Written:
         """Update the run's config; what JSON or W&B can't take as it is becomes text."""
         written = Written(1)
@@ -168,7 +218,7 @@ class WandbTracker(Tracker):
             if values != config.values:
                 written = Written(1, {"config keys or values W&B can't store are escaped or text": 1})
         except RecursionError:
-            written = Written(0, rejected={"config nested too deep for W&B": 1})
+            written = Written(0, rejected={"config nested too deep for W&B": [0]})
         self._taken = max(self._taken, config.position)
         return written
 
@@ -262,12 +312,24 @@ class WandbTracker(Tracker):
             return
         self._release()
         try:
-            self._run.finish(exit_code=_EXIT_CODES.get(status, 0))
+            code = _EXIT_CODES.get(status, 0) if self._exit_code is None else self._exit_code
+            self._close(exit_code=code)
         finally:
             _own_runs.discard(self._run)
         self._complete = self._taken
         if self._file is not None:  # which W&B closes a little after `finish` has returned
             self._read_until(lambda: False, self._file, _CLOSE_TIMEOUT)
+
+    def _end_delivery(self, exit_code: int | None) -> None:
+        """Before the run is finished natively: deliver what is recorded by then, and close it from here."""
+        session = process().session
+        follower = session.followers.get(self.name) if session and session.in_this_process else None
+        if follower is None or follower.tracker is not self or follower.ending:
+            return
+        self._exit_code = exit_code
+        follower.end(_STATUSES.get(exit_code or 0, RunStatus.FAILED))
+        while not (follower.done.wait(_POLL) or follower.stuck()):
+            pass
 
     @property
     def _opened(self) -> wandb.Run:

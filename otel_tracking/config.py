@@ -6,6 +6,7 @@ import argparse
 import dataclasses
 import datetime
 import enum
+import functools
 import math
 import numbers
 import os
@@ -33,12 +34,12 @@ _ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
 def to_jsonable(config: Any) -> dict[str, Any]:
     """A configuration as nested dicts, lists, None and JSON's scalars; NaN and infinities stay floats.
 
-    Takes mappings (OmegaConf's too), dataclasses, named tuples and namespaces, nested in any way, and
-    at the top any other object with public attributes. Enums become their values, sets sorted lists,
-    paths and dates text, functions and classes their qualified names, arrays and tensors of up to 64
-    elements lists, ints beyond 64 bits text. Keys become text; of two that become the same text, the
-    later gets `~2`. What is nothing of that becomes its `repr`, cut at 1,000 characters and without
-    addresses, which differ in each run.
+    Takes mappings (OmegaConf's too), dataclasses, pydantic's and attrs' objects, partial functions, named
+    tuples and namespaces, nested in any way, and at the top any other object with public attributes. Enums
+    become their values, sets sorted lists, paths and dates text, functions and classes their qualified
+    names, arrays and tensors of up to 64 elements lists, ints beyond 64 bits text. Keys become text; of two
+    that become the same text, the later gets `~2`. What is nothing of that becomes its `repr`, cut at 1,000
+    characters and without addresses, which differ in each run.
 
     Never raises: what can't be read is replaced by a word in angle brackets (`<cycle>`, `<too deep>`,
     `<cut>` after 100,000 values).
@@ -68,6 +69,18 @@ def flatten_config(values: Mapping[str, Any], sep: str = "/") -> dict[str, Leaf]
     for name, value in _leaves(values, "", sep):
         flat[distinct(name, flat)] = value
     return flat
+
+
+def without_surrogates(value: Any) -> Any:
+    """The same, with lone surrogates as escapes: no UTF-8 file or database can hold them."""
+    match value:
+        case str():
+            return value.encode(errors="backslashreplace").decode()
+        case Mapping():
+            return {without_surrogates(key): without_surrogates(inner) for key, inner in value.items()}
+        case list() | tuple():
+            return [without_surrogates(inner) for inner in value]
+    return value
 
 
 def _leaves(values: Mapping[str, Any], prefix: str, sep: str) -> Iterator[tuple[str, Leaf]]:
@@ -125,6 +138,11 @@ class _Converter:
         if dataclasses.is_dataclass(value):
             fields = [f.name for f in dataclasses.fields(value) if hasattr(value, f.name)]
             return self._inside(value, lambda: self._mapping((name, getattr(value, name)) for name in fields))
+        if isinstance(value, functools.partial):
+            parts = {"function": value.func, "arguments": value.args, "keywords": value.keywords}
+            return self._inside(value, lambda: self._mapping(parts.items()))
+        if names := _field_names(value):
+            return self._inside(value, lambda: self._mapping((name, getattr(value, name)) for name in names))
         if hasattr(value, "dtype") and hasattr(value, "tolist"):
             return self._inside(value, lambda: self._array(value))
         if isinstance(value, numbers.Number) or type(value).__module__ in _NAMED_BY_STR:
@@ -170,6 +188,14 @@ class _Converter:
         plain = value.tolist()
         # Of a type that Python has no number for (long double), NumPy returns the scalar itself.
         return float(plain) if hasattr(plain, "dtype") else self.convert(plain)
+
+
+def _field_names(value: Any) -> list[str]:
+    """What pydantic and attrs say that an object of theirs consists of."""
+    kind = type(value)
+    if isinstance(fields := getattr(kind, "model_fields", None), Mapping):
+        return list(fields)
+    return [field.name for field in getattr(kind, "__attrs_attrs__", ())]
 
 
 def _sorted(values: Set[Any]) -> list[Any]:

@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from otel_tracking.errors import UnsupportedJournal
+from otel_tracking.journal.recovery import last_segment
 from otel_tracking.records import TrackerReceipt
+from otel_tracking.redaction import without_secrets
 
 
 @dataclass(slots=True)
@@ -25,17 +27,29 @@ class Cursor:
     delivered: int = 0
     altered: dict[str, int] = field(default_factory=dict)
     dropped: dict[str, int] = field(default_factory=dict)
+    stored_altered: dict[str, int] = field(default_factory=dict)
+    """Texts, media and configs that the tracker has in another form, by reason."""
     not_stored: dict[str, int] = field(default_factory=dict)
-    """Texts and configs that the tracker refused for good, or stored changed, by reason."""
+    """Those, and rewinds, that it refused for good. In files older than `stored_altered`, these are in here too."""
     state: Mapping[str, Any] = field(default_factory=dict)
     """The tracker's own."""
+    given: int = 0
+    """Everything at or before it may have been given to a tracker that does not store exactly once."""
+    perhaps_twice: int = 0
+    """Points that were given to it again."""
     finished: str = ""
     """The status with which the run was closed in the tracker."""
+    segment: int = -1
+    """The last of the journal's segments when it was: a process that goes on with the run makes another."""
 
     def counts(self) -> Cursor:
         """A copy whose numbers stay as they are."""
         return replace(
-            self, altered=dict(self.altered), dropped=dict(self.dropped), not_stored=dict(self.not_stored)
+            self,
+            altered=dict(self.altered),
+            dropped=dict(self.dropped),
+            stored_altered=dict(self.stored_altered),
+            not_stored=dict(self.not_stored),
         )
 
     def receipt(
@@ -61,7 +75,9 @@ class Cursor:
             pending=recorded - self.delivered - sum(self.dropped.values()),
             altered=self.altered,
             dropped=self.dropped,
+            stored_altered=self.stored_altered,
             not_stored=self.not_stored,
+            perhaps_twice=self.perhaps_twice,
             errors=errors,
             renamed=renamed or {},
             state=state,
@@ -70,8 +86,11 @@ class Cursor:
     def save(self, path: Path) -> None:
         """Write, so that a reader or a restart sees the old file or the new one.
 
-        Only the user can read it: a tracker's options may hold what nobody else should see.
+        Only the user can read it: a tracker's options may hold what nobody else should see. Once the run is
+        closed in the tracker they are not kept.
         """
+        if self.finished and self.run:
+            self.run = {**self.run, "options": without_secrets(self.run["options"])}
         draft = path.with_name(f"{path.name}.{os.getpid()}.draft")
         content = json.dumps({"version": 1, **asdict(self)}, indent=1)
         descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
@@ -98,6 +117,15 @@ class Cursor:
             return cls(**content)
         except TypeError as error:
             raise UnsupportedJournal(f"{path}: {error}") from None
+
+    def done_with(self, journal: Path) -> bool:
+        """Whether nothing is left to do: the run is closed, and no process has gone on with it since."""
+        return bool(self.finished) and self.segment == last_segment(journal)
+
+
+def lock_path(cursor: Path) -> Path:
+    """What the process that moves a cursor has locked."""
+    return cursor.with_name(f"{cursor.name}.lock")
 
 
 def cursor_path(run_directory: Path, rank: int, tracker: str) -> Path:

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import importlib.metadata
 import logging
+import re
 from collections.abc import Collection, Iterable
 from typing import Final
 
 from otel_tracking import settings
+from otel_tracking.capabilities import Declaration
 from otel_tracking.errors import ConfigurationError, TrackerNotInstalled, UnknownTracker
 from otel_tracking.ranks import RankPolicies, parse
 from otel_tracking.tracker import Tracker
 
 _LOG: Final = logging.getLogger(__name__)
 GROUP: Final = "otel_tracking_trackers"
+_DIRECTORY_GROUP: Final = "otel_tracking_needs_directory"
+_DECLARATIONS: Final = "otel_tracking_declarations"
+_PACKAGE: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 ALL: Final = "all"
 
 
@@ -32,6 +37,64 @@ def check(name: str) -> importlib.metadata.EntryPoint:
     if name not in points:
         raise UnknownTracker(name, points)
     return points[name]
+
+
+def needs_directory(name: str) -> bool:
+    """Whether users must name a directory for that tracker. Nothing is imported.
+
+    A second group of entry points says so; it is `Tracker.requires_logging_directory` of the class.
+    """
+    return name in {point.name for point in importlib.metadata.entry_points(group=_DIRECTORY_GROUP)}
+
+
+def check_installed(name: str) -> None:
+    """See whether the packages that a tracker drives are installed. Nothing is imported.
+
+    Raises:
+        UnknownTracker: No package declares it.
+        TrackerNotInstalled: One of the packages is missing that its extra asks for.
+    """
+    point = check(name)
+    extra = re.compile(rf"""extra\s*==\s*["']{re.escape(name)}["']""")
+    requirements = (point.dist.requires if point.dist else None) or ()
+    for requirement in filter(extra.search, requirements):
+        package = _PACKAGE.match(requirement)
+        if package is None:
+            continue
+        try:
+            importlib.metadata.version(package[0])
+        except importlib.metadata.PackageNotFoundError as error:
+            raise TrackerNotInstalled(name, f"the package {package[0]} is missing") from error
+
+
+def declaration(name: str) -> Declaration | None:
+    """What a tracker says of itself, without importing what it drives if it has an entry point for that.
+
+    None if it says nothing, or can't be imported.
+    """
+    for point in importlib.metadata.entry_points(group=_DECLARATIONS, name=name):
+        try:
+            found = point.load()
+        except Exception as error:  # noqa: BLE001 - of any package
+            _LOG.warning("what %s declares can't be read: %s: %s", name, type(error).__name__, error)
+            return None
+        if isinstance(found, Declaration):
+            return found
+    try:
+        return load(name).declaration
+    except ConfigurationError:
+        return None
+
+
+def installed_version(name: str) -> str:
+    """The version of what a tracker drives; empty if it is not installed. That is not imported."""
+    known_as = declaration(name)
+    package = known_as.package if known_as else name
+    try:
+        check_installed(name)
+        return importlib.metadata.version(package)
+    except (ConfigurationError, importlib.metadata.PackageNotFoundError):
+        return ""
 
 
 def load(name: str) -> type[Tracker]:

@@ -20,11 +20,13 @@
 
 from __future__ import annotations
 
+import _signal  # type: ignore[import-not-found]  # no types are published for it
 import difflib
 import functools
 import signal
 from collections.abc import Iterable
 from types import CodeType
+from typing import Final
 
 
 class TrackingError(Exception):
@@ -90,8 +92,38 @@ class RunIdentityUnknown(ConfigurationError):
     """Several ranks are to be recorded and they can't agree on one run's name."""
 
 
+class RunNotFound(ConfigurationError):
+    """There is no such run.
+
+    Attributes:
+        run: What it was called.
+        project: Where it was looked for.
+    """
+
+    def __init__(self, run: str, project: object, known: Iterable[str]) -> None:
+        self.run = run
+        self.project = project
+        there = ", ".join(known)
+        super().__init__(f"there is no run {run!r} in {project}. The runs there: {there or 'none'}")
+
+
 class NotStarted(TrackingError, RuntimeError):
     """A call that needs `init_trackers` first."""
+
+
+class NativeHandleUnavailable(ConfigurationError):
+    """The tracker's own object lives in the process that delivers, and can't be had in this one.
+
+    Attributes:
+        tracker: The tracker's name.
+    """
+
+    def __init__(self, tracker: str) -> None:
+        self.tracker = tracker
+        super().__init__(
+            f"{tracker} runs in the sidecar (delivery='process'), and its own object can't be had in two "
+            "processes. Use delivery='thread' to have it here."
+        )
 
 
 class JournalError(TrackingError):
@@ -133,6 +165,9 @@ class Retry(TrackingError):
         super().__init__(reason)
 
 
+_SIGNALS: Final = tuple(map(int, signal.valid_signals()))
+
+
 def raised_here(error: BaseException) -> bool:
     """Whether the line that caught an exception raised it, by a call into C.
 
@@ -143,7 +178,9 @@ def raised_here(error: BaseException) -> bool:
 
 def raised_by_handler(error: BaseException) -> bool:
     """Whether a signal handler raised an exception: it is the training code's, whatever it interrupted."""
-    codes = {_code(signal.getsignal(number)) for number in signal.valid_signals()} - {None}
+    # Not `signal.getsignal`: that wraps this in Python that catches ValueError and TypeError, also those that
+    # the next handler raises in there.
+    codes = {_code(_signal.getsignal(number)) for number in _SIGNALS} - {None}
     traceback = error.__traceback__
     while traceback is not None:
         if traceback.tb_frame.f_code in codes:

@@ -1,9 +1,9 @@
-"""A journal cut into what trackers take: batches, texts, configs, each after a cursor."""
+"""A journal cut into what trackers take: batches, texts, media, configs, rewinds, each after a cursor."""
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -11,10 +11,11 @@ import numpy as np
 
 from otel_tracking.journal.entries import Entry
 from otel_tracking.journal.format import RecordType
+from otel_tracking.journal.media import media_of
 from otel_tracking.journal.stream import Points, RecordStream
-from otel_tracking.records import Batch, Config, RunStatus, Series, Text
+from otel_tracking.records import Batch, Config, Gone, Media, Rewind, RunStatus, Series, Text
 
-Item: TypeAlias = Batch | Text | Config
+Item: TypeAlias = Batch | Text | Media | Config | Rewind | Gone
 
 
 class Feed:
@@ -22,11 +23,12 @@ class Feed:
 
     Attributes:
         position: Everything before this has been read, and maybe not yet taken.
-        skipped: Points at or before the cursor.
+        skipped: Points at or before the cursor, damaged ones included.
         status: How the run ended, once its last record has been read.
     """
 
-    def __init__(self, directory: Path | int, *, tracker: str, max_points: int) -> None:
+    def __init__(self, directory: Path, *, tracker: str, max_points: int) -> None:
+        self._directory = directory
         self._stream = RecordStream(directory)
         self._tracker = tracker
         self._max_points = max_points
@@ -77,6 +79,10 @@ class Feed:
         """The item that `peek` gave is done with."""
         self._items.popleft()
 
+    def add(self, items: Iterable[Item]) -> None:
+        """Put items after everything that was read."""
+        self._items += items
+
     def close(self) -> None:
         """Give up the journal's descriptors."""
         self._stream.close()
@@ -124,6 +130,12 @@ class Feed:
         elif entry.type == RecordType.OPTIONS:
             self._options = entry.content["options"].get(self._tracker, {})
             self._option_points = entry.content["points"] if self._options else 0
+        elif entry.type == RecordType.GONE:
+            self._option_points = 0
+            if entry.position <= self._after:
+                self.skipped += entry.content["points"]
+            else:
+                self._items.append(Gone(**entry.content, position=entry.position))
         elif entry.position > self._after:
             if entry.type == RecordType.TEXT:
                 options = entry.content["options"].get(self._tracker, {})
@@ -131,5 +143,9 @@ class Feed:
                 self._items.append(
                     Text(content["tag"], content["text"], entry.step, entry.time, entry.position, options)
                 )
+            elif entry.type == RecordType.MEDIA:
+                self._items.append(media_of(entry, self._directory, self._tracker))
             elif entry.type == RecordType.CONFIG:
                 self._items.append(Config(entry.content["config"], entry.time, entry.position))
+            elif entry.type == RecordType.REWIND:
+                self._items.append(Rewind(entry.step, entry.time, entry.position))

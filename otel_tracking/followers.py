@@ -4,54 +4,40 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import random
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
-from otel_tracking.cursor import Cursor
+from otel_tracking.cursor import Cursor, lock_path
+from otel_tracking.dead_letters import DeadLetters
 from otel_tracking.errors import ConfigurationError, Retry
+from otel_tracking.failures import Failures
 from otel_tracking.feed import Feed, Item
-from otel_tracking.records import Batch, RunInfo, RunStatus, Text, TrackerReceipt, Written
+from otel_tracking.journal.locking import Lock
+from otel_tracking.journal.recovery import last_segment
+from otel_tracking.ledger import Ledger
+from otel_tracking.pace import Budget, Progress, Quiet
+from otel_tracking.records import (
+    Batch,
+    Config,
+    Gone,
+    Media,
+    RunInfo,
+    RunStatus,
+    Text,
+    TrackerReceipt,
+    Written,
+)
 from otel_tracking.tracker import Tracker
 
 _LOG: Final = logging.getLogger(__name__)
-_BACKOFF_FIRST: Final = 0.2
-_BACKOFF_MOST: Final = 30.0
-_BACKOFF_WAITED_FOR: Final = 1.0
-"""The longest pause between tries while someone waits."""
-_RETRY_AFTER_MOST: Final = 3600.0
-"""The longest that a tracker's own `Retry(after)` is believed."""
-_MAX_REASONS: Final = 50
+_RETRY_AFTER_MOST: Final = 3600.0  # the longest that a tracker's own `Retry(after)` is believed
 _SAVE_INTERVAL: Final = 1.0
 _FLUSH_INTERVAL: Final = 0.05
-
-
-class Budget:
-    """How much of the trainer's GIL all followers together may take, as CPU seconds a second.
-
-    Each has an equal share of it. What does not fit waits in the journal.
-    """
-
-    def __init__(self, fraction: float = 0.05, followers: int = 1) -> None:
-        self._share = fraction / max(followers, 1)
-
-    def pause(self, cpu: float) -> float:
-        """Seconds to rest after having used that much CPU time."""
-        return cpu / self._share - cpu if self._share < 1 else 0.0
-
-
-@dataclass(frozen=True, slots=True)
-class _Given:
-    """Something the tracker took and has not confirmed."""
-
-    end: int
-    points: bool
-    written: Written
+_LOCK_PAUSE: Final = 0.2
 
 
 class Follower:
@@ -70,22 +56,36 @@ class Follower:
         budget: Budget,
         *,
         on_started: Callable[[], None] | None = None,
+        helps_out: bool = False,
+        resend: bool = False,
     ) -> None:
+        """Make one; nothing happens before `run`.
+
+        Args:
+            make_tracker: Makes the tracker, again after each start that failed.
+            run: What the tracker is told.
+            journal: Directory of the journal.
+            cursor: As it is on disk.
+            cursor_path: Where.
+            budget: What of the process's time it may take.
+            on_started: Called when the tracker has started.
+            helps_out: Leave if another process has done it all by the time that it lets go.
+            resend: Give what was refused before once more, after everything else.
+        """
         self.name = cursor.tracker
         self.tracker: Tracker | None = None
         self._make = make_tracker
         self._run_info = run
         self._journal = journal
         self._feed: Feed | None = None
-        self._cursor = cursor
+        self._ledger = Ledger(cursor, DeadLetters(cursor_path), resend)
         self._path = cursor_path
         self._saved = 0.0
-        self._unsaved = False
         self._budget = budget
-        self._on_started = on_started or _nothing
-        self._given: deque[_Given] = deque()
-        self._counted = 0
-        self._errors: dict[str, int] = {}
+        self._on_started = on_started or (lambda: None)
+        self._helps_out = helps_out
+        self._progress = Progress()
+        self._failures = Failures()
         self._state = "starting"
         self._lock = threading.RLock()  # a signal handler may ask in the middle of another question
         self._wake = threading.Event()
@@ -93,8 +93,8 @@ class Follower:
         self.done = threading.Event()
         self._waiting = 0
         self._end: RunStatus | None = None
+        self._last_segment = -1
         self.abandoned = False
-        self._failures = 0
 
     # Asked for by other threads
 
@@ -115,39 +115,78 @@ class Follower:
 
         Args:
             timeout: Seconds to wait.
-            failing: Seconds to wait if it has raised meanwhile and is tried again.
+            failing: Seconds to wait if it has raised meanwhile and is tried again, or does nothing.
         """
-        begun = time.monotonic()
+        begun, quiet, progress = time.monotonic(), Quiet(), self._progress
         with self.hurried():
             while not self.started.wait(0.02):
-                waited = time.monotonic() - begun
-                if waited > timeout or (self._errors and waited > failing):
+                idle = min(progress.idle(working_counts=True), quiet.seconds()) > failing
+                if time.monotonic() - begun > (failing if idle or self._failures.reasons else timeout):
                     break
         return self.tracker
 
     def wait_for(self, position: int, deadline: float) -> bool:
         """Wait until all before a position is stored; False at the deadline (of `time.monotonic`)."""
-        while not self._reached(position):
+        while self.reached() < position:
             left = deadline - time.monotonic()
             if left <= 0 or self.done.wait(min(0.01, left)):
-                return self._reached(position)
+                return self.reached() >= position
         return True
 
-    def _reached(self, position: int) -> bool:
+    def reached(self) -> int:
+        """Everything recorded before this is stored."""
         with self._lock:
             feed = self._feed
-            # Definitions and notes between the last item and the end need no confirmation.
-            return feed is not None and not self._given and feed.position >= position and feed.idle
+            if feed is None:
+                return 0
+            # In this order: what is read meanwhile is not idle.
+            position = feed.position
+            return position if feed.idle and not self._ledger.waiting else self._ledger.cursor.position
 
-    def end(self, status: RunStatus) -> None:
-        """Deliver what is left, close the run with that status, and leave. The first status holds."""
-        self._end = self._end or status
+    def end(self, status: RunStatus, segment: int | None = None) -> None:
+        """Deliver what is left, close the run with that status, and leave. The first call holds.
+
+        Args:
+            status: How the run ended, if its journal does not say.
+            segment: The last one of the journal that belongs to what ends; None is the last there is.
+        """
+        if self._end is None:
+            self._last_segment = last_segment(self._journal) if segment is None else segment
+            self._end = status
+            if self.started.is_set():
+                self._progress.made()  # it may have rested, or had nothing to do
         self._wake.set()
+
+    def leave(self) -> None:
+        """This thread uses the tracker's own objects no more."""
+        try:
+            if self.tracker is not None:
+                self.tracker.leave()
+        except Exception as error:  # noqa: BLE001 - of the tracker's package; the run has to end all the same
+            self._failed(error, self._state)
+
+    @property
+    def ending(self) -> bool:
+        """Whether `end` has been called."""
+        return self._end is not None
+
+    @property
+    def finished(self) -> bool:
+        """Whether all was delivered, and the run closed in the tracker."""
+        return self.done.is_set() and self._state == "finished"
 
     def abandon(self) -> None:
         """No one waits any more: leave after the call that is under way."""
         self.abandoned = True
         self._wake.set()
+
+    def stuck(self) -> bool:
+        """Whether it makes no progress: for longer than the tracker's patience no call has succeeded.
+
+        Before the first failure a call's work counts as progress: starts take seconds.
+        """
+        patience = Tracker.patience if self.tracker is None else self.tracker.patience
+        return self._progress.idle(working_counts=not self._failures.in_a_row) > patience
 
     def receipt(self, recorded: Callable[[], int]) -> TrackerReceipt:
         """What became of the points.
@@ -156,8 +195,8 @@ class Follower:
             recorded: Counts the points in the journal; called after the delivered ones were counted.
         """
         with self._lock:
-            cursor = self._cursor.counts()
-            errors, state = dict(self._errors), self._state
+            cursor = self._ledger.cursor.counts()
+            errors, state = dict(self._failures.reasons), self._state
         return cursor.receipt(recorded(), errors=errors, state=state, renamed=self._renamed())
 
     def _renamed(self) -> Mapping[str, str]:
@@ -170,18 +209,53 @@ class Follower:
 
     def run(self) -> None:
         """Follow until `end` or `abandon`. Never raises."""
+        self._progress.watch()
+        lock = None
         try:
-            if self._start():
+            lock = self._lock_cursor()
+            if lock is not None and self._start():
                 self._follow()
                 self._finish()
         except (Exception, SystemExit) as error:  # noqa: BLE001 - a defect of ours, or of the tracker's
             self._failed(error, "failed")
             _LOG.exception("delivery to %s has stopped; the journal is kept", self.name)
         finally:
+            self._progress.unwatch()
+            if lock is not None:
+                lock.release()
             if self._feed is not None:
                 self._feed.close()
             self.done.set()
             self.started.set()
+
+    def _lock_cursor(self) -> Lock | None:
+        """Become the one that delivers this, and look how far it has come; None if that can't be."""
+        while not self.abandoned:
+            try:
+                lock = Lock(lock_path(self._path))
+            except BlockingIOError:
+                self._state = "waiting for another process that delivers it"
+                if self._helps_out:
+                    self._progress.made()  # that one's
+                self._sleep(_LOCK_PAUSE)
+                continue
+            try:
+                known = Cursor.load(self._path)
+            except BaseException:
+                lock.release()
+                raise
+            if known is not None:
+                known.run = self._ledger.cursor.run
+                with self._lock:
+                    self._ledger.cursor = known
+                    self._state = "starting"
+                self._run_info = replace(self._run_info, state=known.state, position=known.position)
+                if self._helps_out and not self._ledger.resend and known.done_with(self._journal):
+                    self._state = "finished"
+                    lock.release()
+                    return None
+            return lock
+        return None
 
     def _start(self) -> bool:
         while not self.abandoned:
@@ -203,16 +277,11 @@ class Follower:
     def _resume(self, tracker: Tracker, position: int) -> None:
         feed = Feed(self._journal, tracker=self.name, max_points=tracker.pacing.max_points)
         with self._lock:
-            cursor = self._cursor
-            if position == 0:  # a store that holds nothing yet
-                cursor.delivered, cursor.altered, cursor.dropped, cursor.not_stored = 0, {}, {}, {}
-                cursor.position = 0
-            feed.start_after(position, counted=cursor.position)
-            cursor.position = max(cursor.position, position)
-            self._counted = cursor.position
-            cursor.finished = ""
+            feed.start_after(position, counted=0 if position == 0 else self._ledger.cursor.position)
+            self._ledger.begin(position)
+            self._progress.made()
             self.tracker, self._feed = tracker, feed
-            self._failures = 0
+            self._failures.in_a_row = 0
             self._state = "running"
         feed.peek()
         self._count_skipped()
@@ -223,9 +292,7 @@ class Follower:
     def _count_skipped(self) -> None:
         assert self._feed is not None
         with self._lock:
-            if self._feed.skipped:
-                refused = sum(self._cursor.dropped.values())
-                self._cursor.delivered = max(self._cursor.delivered, self._feed.skipped - refused)
+            self._ledger.skipped(self._feed.skipped)
 
     def _follow(self) -> None:
         assert self._feed is not None
@@ -238,7 +305,11 @@ class Follower:
             self._count_skipped()
             worked = item is not None and self._give(item)
             if item is None and ending:
-                return
+                if not self._ledger.resend:
+                    return
+                self._feed.add(self._ledger.items_to_resend(self._last_segment, self._journal))
+            if item is not None and not worked and self._failures.open:
+                continue  # nothing else is asked of it
             self._confirm(flush=item is None and self._hurried)
             self._save()
             if item is not None and not worked:
@@ -257,39 +328,58 @@ class Follower:
     def _give(self, item: Item) -> bool:
         assert self._feed is not None
         assert self.tracker is not None
+        if isinstance(item, Gone):
+            with self._lock:
+                self._ledger.damaged(item, self._feed.skipped)
+                self._feed.take()
+            return True
         try:
+            if not self.tracker.exactly_once:
+                with self._lock:
+                    self._ledger.gives(item, self._path)
             if isinstance(item, Batch):
                 written = self.tracker.write(item)
             elif isinstance(item, Text):
                 written = self.tracker.write_text(item)
-            else:
+            elif isinstance(item, Media):
+                written = self._media_of(item)
+            elif isinstance(item, Config):
                 written = self.tracker.write_config(item)
+            else:
+                written = self.tracker.write_rewind(item)
         except Retry as error:
             self._failed(error, "retrying")
             self._rest_after_failure(error.after)
             return False
         except Exception as error:  # noqa: BLE001 - whatever an SDK raises is the tracker's failure, not ours
             self._failed(error, "retrying")
-            self._rest_after_failure(None)
-            return False
-        points = isinstance(item, Batch)
+            if isinstance(item, Batch) or not self._failures.hopeless(error):
+                self._rest_after_failure(None)
+                return False
+            written = Written(0, rejected={f"{type(error).__name__}: {error!s:.200}": [0]})
         self._check(written, len(item) if isinstance(item, Batch) else 1)
-        end = int(item.positions[-1]) if isinstance(item, Batch) else item.position
+        self._progress.made()
         with self._lock:
-            self._failures = 0
+            self._failures.in_a_row = 0
             self._state = "running"
-            self._given.append(_Given(end, points, written))
+            self._ledger.took(item, written)
             self._feed.take()
         return True
 
+    def _media_of(self, media: Media) -> Written:
+        assert self.tracker is not None
+        if all(file.path.is_file() for file in media.files):
+            return self.tracker.write_media(media)
+        return Written(0, rejected={"a file of it is not in the journal's `media` any more": [0]})
+
     def _check(self, written: Written, given: int) -> None:
-        if not isinstance(written, Written) or written.accepted + sum(written.rejected.values()) != given:
+        if not isinstance(written, Written) or written.accepted + written.refused != given:
             raise TypeError(
                 f"{self.name} was given {given} and must account for each, but returned {written!r:.200}"
             )
 
     def _confirm(self, *, flush: bool) -> None:
-        if not self._given:
+        if not self._ledger.waiting:
             return
         assert self.tracker is not None
         try:
@@ -298,22 +388,8 @@ class Follower:
             self._failed(error, "retrying")
             return
         with self._lock:
-            while self._given and self._given[0].end <= position:
-                self._credit(self._given.popleft())
-                self._unsaved = True
-
-    def _credit(self, given: _Given) -> None:
-        cursor = self._cursor
-        if given.end <= self._counted:
-            return  # it was looked at again; it counts as what it was then
-        cursor.position = given.end
-        if given.points:
-            cursor.delivered += given.written.accepted
-            _add(cursor.dropped, given.written.rejected)
-            _add(cursor.altered, given.written.altered)
-        else:
-            _add(cursor.not_stored, given.written.rejected)
-            _add(cursor.not_stored, given.written.altered)
+            if self._ledger.confirm(position):
+                self._progress.made()
 
     def _finish(self) -> None:
         """Close the run in the tracker; some store only then what they took."""
@@ -325,24 +401,25 @@ class Follower:
             status = self._feed.status
         try:
             self.tracker.finish(status)
-        except Exception as error:  # noqa: BLE001 - as in `_give`
+        except (Exception, SystemExit) as error:  # noqa: BLE001 - as in `_give`
             self._failed(error, "failed")
             self._save(force=True)
             return
         self._confirm(flush=True)
-        while self._given and not self.abandoned:
+        while self._ledger.waiting and not self.abandoned:
             self._sleep(_FLUSH_INTERVAL)
             self._confirm(flush=True)
         with self._lock:
-            if not self._given and not self.abandoned:
+            if not self._ledger.waiting and not self.abandoned:
                 self._state = "finished"
-                self._cursor.finished = status.value
+                self._ledger.cursor.finished = status.value
+                self._ledger.cursor.segment = self._last_segment
         self._save(force=True)
 
     def _save(self, *, force: bool = False) -> None:
         """Write the cursor, not more often than need be: what is sent twice is told apart at the start."""
         now = time.monotonic()
-        due = self._unsaved and (self._hurried or now - self._saved >= _SAVE_INTERVAL)
+        due = self._ledger.unsaved and (self._hurried or now - self._saved >= _SAVE_INTERVAL)
         if not (force or due):
             return
         assert self.tracker is not None
@@ -350,28 +427,20 @@ class Follower:
         try:
             state = self.tracker.state()
             with self._lock:
-                self._cursor.state = state
-                self._cursor.save(self._path)
-            self._unsaved = False
+                self._ledger.save(self._path, state)
         except Exception as error:  # noqa: BLE001 - as in `_give`; also a state that is no JSON, and a full disk
             self._failed(error, self._state)
 
-    def _failed(self, error: BaseException, state: str) -> None:
-        reason = f"{type(error).__name__}: {error}"[:300]
+    def _failed(self, error: BaseException | str, state: str) -> None:
         with self._lock:
-            self._state = state
-            self._failures += 1
-            if reason not in self._errors and len(self._errors) >= _MAX_REASONS:
-                reason = "other errors"
-            first = reason not in self._errors
-            self._errors[reason] = self._errors.get(reason, 0) + 1
-        if first:
-            _LOG.warning("%s: %s. Nothing is lost: the journal keeps it.", self.name, reason)
+            new = self._failures.add(error)
+            self._state = "unavailable" if state == "retrying" and self._failures.open else state
+        if new:
+            _LOG.warning("%s: %s. Nothing is lost: the journal keeps it.", self.name, new)
 
     def _rest_after_failure(self, after: float | None) -> None:
         until = time.monotonic() + min(after or 0.0, _RETRY_AFTER_MOST)
-        pause = min(_BACKOFF_MOST, _BACKOFF_FIRST * 2 ** min(self._failures, 10)) * random.uniform(0.5, 1.0)
-        self._sleep(min(pause, _BACKOFF_WAITED_FOR) if self._hurried else pause)
+        self._sleep(self._failures.pause(hurried=self._hurried))
         while not self.abandoned and (left := until - time.monotonic()) > 0:  # asked for, whoever waits
             self._sleep(left)
 
@@ -379,12 +448,3 @@ class Follower:
         if seconds > 0:
             self._wake.wait(seconds)
         self._wake.clear()
-
-
-def _nothing() -> None:
-    pass
-
-
-def _add(counts: dict[str, int], more: Mapping[str, int]) -> None:
-    for reason, count in more.items():
-        counts[reason] = counts.get(reason, 0) + count

@@ -149,10 +149,15 @@ class Process:
                 self.recorder.mute(f"rank {rank.rank} is not recorded", quiet=True)
                 return None
             self.recorder.unmute()
+            self._prepare_journal(request)
             session = RunSession(self.recorder, request, rank, on_started=self._register_exit)
             session.begin()
             self.session = session
             return session
+
+    def _prepare_journal(self, request: RunRequest) -> None:
+        recorder = self.recorder
+        recorder.fsync, recorder.compress, recorder.keep = request.fsync, request.compress, request.keep
 
     @property
     def next_ordinal(self) -> int:
@@ -165,6 +170,7 @@ class Process:
 
     def _open_pending(self, request: RunRequest, recorder: Recorder) -> None:
         rank = detect()
+        self._prepare_journal(request)
         if wants(request, rank):
             open_pending(recorder, request, rank)
         else:
@@ -183,7 +189,9 @@ class Process:
                 self.provider.before_end()
             except Exception:  # noqa: BLE001 - of the user's SDK readers; the run has to end all the same
                 _LOG.exception("the SDK meter provider did not take the last measurements")
-        return session.end(status, settings.END_TIMEOUT.get() if timeout is None else timeout)
+        if timeout is None:
+            return session.end(status, settings.END_TIMEOUT.get(), patient=False)
+        return session.end(status, timeout)
 
     # How the process ends
 

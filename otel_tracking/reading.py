@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
 from otel_tracking.errors import ConfigurationError
-from otel_tracking.journal.format import position, segment_index
-from otel_tracking.journal.stream import Points, RecordStream
-from otel_tracking.records import AttributeValue, Float64Array, Int64Array, Series
+from otel_tracking.journal.entries import Entry
+from otel_tracking.journal.format import RECORD, RecordType, position, segment_index
+from otel_tracking.journal.reader import BLOCK_SLOTS, JournalReader
+from otel_tracking.journal.scan import Run
+from otel_tracking.journal.stream import Points, RecordStream, entry_at
+from otel_tracking.records import AttributeValue, Float64Array, Int64Array, RunStatus, Series
 
 if TYPE_CHECKING:
     import pandas as pd
+
+_FIRST_SLOTS: Final = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +41,10 @@ class RunData:
     """(n,) counters as running totals, as trackers get them."""
     ranks: Int64Array
     """(n,) which rank recorded it."""
+    damaged: int = 0
+    """Points that were recorded and can't be read any more; `otel-tracking verify` says where."""
+    removed: int = 0
+    """Points that were removed to save space."""
 
     def __len__(self) -> int:
         return len(self.index)
@@ -92,18 +101,16 @@ def read_run(path: str | os.PathLike[str]) -> RunData:
     """
     table: list[Series] = []
     parts: list[tuple[npt.NDArray[np.int32], Points, int]] = []
+    damaged = removed = 0
     for rank, directory in journals(Path(path)):
-        end = _end_of_segments(directory)
-        stream = RecordStream(directory)
         offset = len(table)
-        try:
-            while stream.position < end and (items := stream.read()) is not None:
-                for item in items:
-                    if isinstance(item, Points):
-                        parts.append((item.index + np.int32(offset), item, rank))
-        finally:
-            stream.close()
-        table += stream.series
+        for item, series in read_items(directory):
+            table += series[len(table) - offset :]
+            if isinstance(item, Points):
+                parts.append((item.index + np.int32(offset), item, rank))
+            elif item.type == RecordType.GONE:
+                damaged += 0 if item.content["removed"] else item.content["points"]
+                removed += item.content["points"] if item.content["removed"] else 0
     return RunData(
         table,
         _joined([index for index, _, _ in parts], np.int32),
@@ -111,7 +118,29 @@ def read_run(path: str | os.PathLike[str]) -> RunData:
         _joined([points.times for _, points, _ in parts], np.int64),
         _joined([points.values for _, points, _ in parts], np.float64),
         _joined([np.full(len(points), rank, np.int64) for _, points, rank in parts], np.int64),
+        damaged,
+        removed,
     )
+
+
+def read_items(journal: Path, slots: int = BLOCK_SLOTS) -> Iterator[tuple[Points | Entry, Sequence[Series]]]:
+    """What a journal holds now, in recorded order, each with the series known by then.
+
+    Args:
+        journal: Its directory.
+        slots: How many to read at a time.
+
+    Raises:
+        UnsupportedJournal: It is of another version.
+    """
+    end = _end_of_segments(journal)
+    stream = RecordStream(journal)
+    try:
+        while stream.position < end and (items := stream.read(slots)) is not None:
+            for item in items:
+                yield item, stream.series
+    finally:
+        stream.close()
 
 
 def journals(path: Path) -> list[tuple[int, Path]]:
@@ -121,14 +150,53 @@ def journals(path: Path) -> list[tuple[int, Path]]:
         ConfigurationError: There is none.
     """
     for candidate in (path, path / "journal"):
-        if any(candidate.glob("*.segment")):
+        if _is_journal(candidate):
             return [(_rank_of(candidate), candidate)]
-        ranks = sorted(p for p in candidate.glob("rank-*") if any(p.glob("*.segment")))
+        ranks = sorted(path for path in candidate.glob("rank-*") if _is_journal(path))
         if ranks:
             return [(_rank_of(p), p) for p in ranks]
     raise ConfigurationError(
         f"{path} holds no journal; give a run's directory, <project_dir>/<project>/<run_id>"
     )
+
+
+def _is_journal(path: Path) -> bool:
+    return path.is_dir() and any(segment_index(file.name) is not None for file in path.iterdir())
+
+
+def first_start(journal: Path) -> dict[str, Any] | None:
+    """What the process that began a journal noted of itself; None if it had no time to."""
+    for item, _ in read_items(journal, _FIRST_SLOTS):
+        if isinstance(item, Entry) and item.type == RecordType.START:
+            return item.content
+    return None
+
+
+def end_status(journal: Path) -> RunStatus | None:
+    """How a journal's last process said that the run ended; None if it said nothing."""
+    reader = JournalReader(journal)
+    status = None
+    try:
+        # The last word stands in the last segment that holds any record.
+        for index in reversed(reader.segments()):
+            reader.go_to(index)
+            block = None
+            while (found := reader.read()) is not None and found.first >> 32 == index:
+                block = found
+            said = [] if block is None else [run for run in block.runs if not _is_state(run)]
+            if block is not None and said:
+                last = said[-1]
+                ends = last.kind == RECORD and last.id == RecordType.END
+                status = RunStatus(entry_at(block, last).content["status"]) if ends else None
+                break
+    finally:
+        reader.close()
+    return status
+
+
+def _is_state(run: Run) -> bool:
+    """Whether it was added when the segment was removed, after the process's last word."""
+    return run.kind == RECORD and run.id == RecordType.STATE
 
 
 def _end_of_segments(directory: Path) -> int:

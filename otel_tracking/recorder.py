@@ -20,14 +20,17 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Protocol
 
+from otel_tracking import retention
 from otel_tracking.errors import JournalError, JournalFull
 from otel_tracking.journal.continuing import continued, next_steps
 from otel_tracking.journal.entries import entry_bytes
 from otel_tracking.journal.format import RecordType, pack_point
+from otel_tracking.journal.media import take_over
 from otel_tracking.journal.waiting import Apart
 from otel_tracking.journal.writer import JournalWriter, Outcome
 from otel_tracking.records import RunStatus
 from otel_tracking.registry import SeriesHandle, SeriesRegistry
+from otel_tracking.retention import Keep
 from otel_tracking.rows import Rows, as_it_is
 from otel_tracking.steps import ambient
 from otel_tracking.values import Number, to_number
@@ -56,10 +59,15 @@ class Recorder:
         rounded: Recorded numbers that no double holds exactly.
         continued: The closed journal all of whose records the open one repeats, if it took one over.
         lock: Held while the journal is opened, moved or closed; whoever begins or ends a run holds it.
+        fsync, compress: Of the journals that are opened from now on, as for `JournalWriter`.
+        keep: What is kept of them.
         opener: Called with the recorder at the first record; it calls `open`, or `mute`.
     """
 
     def __init__(self) -> None:
+        self.fsync = "off"
+        self.compress = False
+        self.keep = Keep()
         self.registry: SeriesRegistry | None = None
         self.journal: JournalWriter | None = None
         self.continued: JournalWriter | None = None
@@ -94,7 +102,7 @@ class Recorder:
         self._apart.do(functools.partial(self._open, directory, rank, dict(start or {})))
 
     def _open(self, directory: Path, rank: int, start: Mapping[str, Any]) -> None:
-        journal = JournalWriter(directory, rank=rank)
+        journal = self._writer(directory, rank)
         try:
             journal.append(entry_bytes(RecordType.START, start))
             registry = SeriesRegistry(journal)
@@ -102,6 +110,16 @@ class Recorder:
             journal.close()
             raise
         self._go_on(journal, registry)
+
+    def _writer(self, directory: Path, rank: int) -> JournalWriter:
+        keep = self.keep
+        return JournalWriter(
+            directory,
+            rank=rank,
+            fsync=self.fsync,
+            compress=self.compress,
+            after_seal=lambda writer: retention.apply(writer.path, keep, ended=False),
+        )
 
     def _go_on(self, journal: JournalWriter, registry: SeriesRegistry) -> None:
         self.journal = journal
@@ -131,7 +149,7 @@ class Recorder:
             self._append_to(directory, journal, rank)
 
     def _append_to(self, directory: Path, old: JournalWriter, rank: int) -> None:
-        new = JournalWriter(directory, rank=rank)
+        new = self._writer(directory, rank)
         try:
             reached = next_steps(new.descriptor)
         except BaseException:
@@ -145,6 +163,7 @@ class Recorder:
             whole = new.append(records) is Outcome.STORED and whole
         for reason, count in old.lost.items():
             new.lost[reason] += count
+        take_over(old.path, new.path)
         if whole:
             self.continued = old
             shutil.rmtree(old.path, ignore_errors=True)
@@ -212,7 +231,9 @@ class Recorder:
         """Whether this thread begins or ends a run just now, so that this is a signal handler in it."""
         try:
             threading.Condition(self.lock).notify()  # the public way to ask a lock
-        except RuntimeError:
+        except RuntimeError as error:
+            if not _ours(error.__traceback__):
+                raise
             return False
         return True
 
@@ -357,6 +378,8 @@ def not_recorded(refused: Mapping[str, int], journal: JournalWriter | None) -> d
     if journal is not None:
         for reason, count in list(journal.lost.items()):
             counts[reason] = counts.get(reason, 0) + count
+        if waiting := journal.waiting:
+            counts[Outcome.HELD.value] = waiting
     return counts
 
 

@@ -113,6 +113,28 @@ class Batch:
             self.options,
         )
 
+    def moments(self) -> Iterator[Moment]:
+        """Rows for trackers that take a mapping of names with a step and a time.
+
+        Most often one for each row; a row whose points differ in step or time, or have a name twice,
+        becomes several.
+        """
+        columns = [c.tolist() for c in (self.index, self.steps, self.times, self.values, self.positions)]
+        moment: Moment | None = None
+        for series, step, time, value, position in zip(*columns, strict=True):
+            if (
+                moment is None
+                or (moment.position, moment.step, moment.time) != (position, step, time)
+                or series in moment.values
+            ):
+                if moment is not None:
+                    yield moment
+                part = moment.part + 1 if moment is not None and moment.position == position else 0
+                moment = Moment(step, time, position, part, {})
+            moment.values[series] = value
+        if moment is not None:
+            yield moment
+
     def rows(self) -> Iterator[tuple[int, int]]:
         """(start, stop) of each run of points that share a position: one `log` call, one instrument call."""
         if not len(self):
@@ -123,6 +145,20 @@ class Batch:
             yield start, cut
             start = cut
         yield start, len(self)
+
+
+@dataclass(frozen=True, slots=True)
+class Moment:
+    """Points of one position, step and time."""
+
+    step: int
+    time: int
+    """Nanoseconds since the epoch."""
+    position: int
+    part: int
+    """From 0: which of the position's moments it is."""
+    values: dict[int, float]
+    """By place in `Batch.series`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,6 +174,74 @@ class Text:
     options: Mapping[str, Any] = field(default_factory=dict)
 
 
+class MediaKind(enum.StrEnum):
+    """What is logged beside numbers and texts."""
+
+    IMAGE = "image"
+    """One or more files that are images, most often PNG."""
+    AUDIO = "audio"
+    """One or more files, most often WAV."""
+    VIDEO = "video"
+    """One or more files: GIF if it was made of frames."""
+    TABLE = "table"
+    """`details` has `columns`, and how many `rows`; the first file is JSON, a list of rows. A cell that is
+    media is `{"_file": n}`, the n-th file."""
+    HISTOGRAM = "histogram"
+    """No file: `details` has `counts` (n) and `edges` (n + 1), and of the values `count`, `sum`,
+    `sum_squares`, `min`, `max`."""
+    FIGURE = "figure"
+    """A PNG of it, and HTML if it is a plotly figure."""
+    HTML = "html"
+    """One file."""
+    ARTIFACT = "artifact"
+    """Any files; the name of each may have folders (`a/b.txt`)."""
+
+    @property
+    def plural(self) -> str:
+        """For people."""
+        return {"audio": "audio", "html": "HTML"}.get(self.value, f"{self.value}s")
+
+
+@dataclass(frozen=True, slots=True)
+class MediaFile:
+    """A file of media. Its name in the journal is its content's hash, so it never changes."""
+
+    path: Path
+    """Where it lies; its suffix tells the format."""
+    sha256: str
+    size: int
+    """Bytes."""
+    name: str
+    """As the user knows it, with its suffix; may have folders."""
+    media_type: str
+    """`image/png`, ..."""
+    caption: str = ""
+    details: Mapping[str, Any] = field(default_factory=dict)
+    """Of images and videos `width` and `height` (pixels), of audio `rate` (samples a second), `frames` and
+    `channels`, of videos `fps`; where known."""
+
+
+@dataclass(frozen=True, slots=True)
+class Media:
+    """What was logged under a name at a step, and is neither number nor text."""
+
+    kind: MediaKind
+    tag: str
+    files: Sequence[MediaFile]
+    details: Mapping[str, Any]
+    """What `MediaKind` says."""
+    step: int
+    time: int
+    """Nanoseconds since the epoch."""
+    position: int
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def lost_captions(self) -> dict[str, int]:
+        """What a tracker that has no place for captions counts as altered."""
+        return {"captions are not stored": 1} if any(file.caption for file in self.files) else {}
+
+
 @dataclass(frozen=True, slots=True)
 class Config:
     """Hyperparameters of a run, as given: nested mappings, lists, None and scalars of JSON."""
@@ -148,15 +252,45 @@ class Config:
 
 
 @dataclass(frozen=True, slots=True)
+class Rewind:
+    """Training goes on from `step` again: what was recorded at that step and later is void."""
+
+    step: int
+    time: int
+    """Nanoseconds since the epoch."""
+    position: int
+
+
+@dataclass(frozen=True, slots=True)
+class Gone:
+    """What was recorded and can't be delivered, as it is damaged on the disk or was removed."""
+
+    points: int
+    texts: int
+    position: int
+    """Of the last of them."""
+    began: int
+    """Where it begins."""
+    removed: bool = False
+    """Whether it was removed to save space, rather than damaged."""
+
+
+@dataclass(frozen=True, slots=True)
 class Written:
     """What a tracker did with what it was given."""
 
     accepted: int
-    """Points (or texts, configs: 1) it took, altered ones included."""
+    """Points (or texts, configs, rewinds: 1) it took, altered ones included."""
     altered: Mapping[str, int] = field(default_factory=dict)
     """How many of the accepted it can't store exactly, by reason."""
-    rejected: Mapping[str, int] = field(default_factory=dict)
-    """How many it refuses for good, by reason; accepted + rejected = given."""
+    rejected: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    """Which it refuses for good, by reason: places in the batch (0 for a text, config or rewind), each
+    under one reason. They become dead letters."""
+
+    @property
+    def refused(self) -> int:
+        """How many it refuses; accepted + refused = given."""
+        return sum(map(len, self.rejected.values()))
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,14 +368,20 @@ class TrackerReceipt:
     """Of the delivered: how many the tracker can't store exactly, by reason."""
     dropped: Mapping[str, int]
     """Refused for good, by reason."""
+    stored_altered: Mapping[str, int]
+    """Texts, media and configs that the tracker has in another form, by reason; they are no points, and one
+    with two reasons counts under both."""
     not_stored: Mapping[str, int]
-    """Texts and configs refused for good, or stored changed, by reason; they are no points."""
+    """Texts, media, configs and rewinds refused for good, by reason; they are no points."""
     errors: Mapping[str, int]
     """What the tracker raised, and how often; nothing is lost by it while it is pending."""
     renamed: Mapping[str, str]
     """Tags that the tracker stores under another name."""
+    perhaps_twice: int
+    """Of the delivered: how many were given again after an error or a kill, to a tracker that may have
+    stored them already. 0 for trackers that store exactly once."""
     state: str
-    """starting, running, retrying, failed, finished."""
+    """starting, running, retrying, unavailable (it has failed several times), failed, finished."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -275,8 +415,11 @@ class Receipt:
             for what, reasons in (
                 ("dropped", t.dropped),
                 ("altered", t.altered),
+                ("stored altered", t.stored_altered),
                 ("not stored", t.not_stored),
                 ("error", t.errors),
             ):
                 lines += [f"    {what}: {n:,} x {why}" for why, n in sorted(reasons.items())]
+            if t.perhaps_twice:
+                lines.append(f"    perhaps stored twice: {t.perhaps_twice:,}")
         return "\n".join(lines)

@@ -113,6 +113,10 @@ class SeriesRegistry:
             tag = self._tags.assign(identity, name, ordered, meter)
             return self._define(Series(tag, name, kind, unit, description, meter, ordered, group))
 
+    def has(self, kind: Kind) -> bool:
+        """Whether any series so far is of that kind."""
+        return any(handle.series.kind is kind for handle in list(self._handles.values()))
+
     def again(self, series: Series) -> SeriesHandle:
         """A series of another journal, in this one.
 
@@ -154,5 +158,5 @@ class SeriesRegistry:
         # What is not defined must not be used: readers would take it for something else. In a closed
         # journal nothing can be.
         outcome = self.journal.append(definition)
-        if outcome not in (Outcome.STORED, Outcome.CLOSED):
+        if outcome not in (Outcome.STORED, Outcome.HELD, Outcome.CLOSED):
             raise JournalFull(outcome.value)

@@ -14,6 +14,7 @@ from otel_tracking.cursor import Cursor
 from otel_tracking.ranks import RankPolicies
 from otel_tracking.records import Rank, RunInfo
 from otel_tracking.resource import resource
+from otel_tracking.retention import Keep
 from otel_tracking.tracker import Tracker
 
 NO_TRACKER: Final = ""
@@ -37,7 +38,14 @@ class RunRequest:
     policies: RankPolicies = field(default_factory=RankPolicies)
     init_kwargs: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     budget: float = 0.05
-    deliver: bool = True
+    delivery: str = "thread"
+    """Where trackers are fed: `thread`, `process` (a sidecar), or `off`: nowhere yet."""
+    fsync: str = "off"
+    """How much of the journal survives the death of the machine, as for `JournalWriter`."""
+    compress: bool = False
+    """Whether the journal is compressed, as for `JournalWriter`."""
+    keep: Keep = field(default_factory=Keep)
+    """What is kept of the journal."""
     ordinal: int = 1
     """1 for the first run that this process begins."""
 

@@ -17,6 +17,7 @@ from otel_tracking.errors import raised_here
 from otel_tracking.journal.entries import entry_bytes
 from otel_tracking.journal.format import RecordType, crc32c, pack_head, pack_point
 from otel_tracking.records import Kind
+from otel_tracking.redaction import redact
 from otel_tracking.registry import RowShape, SeriesHandle, SeriesRegistry
 from otel_tracking.steps import ambient, as_step
 from otel_tracking.values import Number, flatten, to_number
@@ -140,7 +141,7 @@ class Rows:
                 self._recorder.note(name, value)
                 columns.append((name, group, value.value))
             elif isinstance(value, str):
-                text = {"tag": name, "text": value, "options": _jsonable(options)}
+                text = {"tag": name, "text": value, "options": jsonable_options(options)}
                 texts.append(entry_bytes(RecordType.TEXT, text, step=number or 0, time_ns=now))
             else:
                 self._recorder.refuse(repr(name), value.reason)
@@ -176,7 +177,7 @@ class Rows:
         self._remember(registry, keys, series)
         if not options:
             return records
-        content = {"options": _jsonable(options), "points": len(columns)}
+        content = {"options": jsonable_options(options), "points": len(columns)}
         return entry_bytes(RecordType.OPTIONS, content, time_ns=now) + records
 
     def _remember(
@@ -210,10 +211,10 @@ def as_it_is(record: bytes, registry: SeriesRegistry) -> bytes:
     return record
 
 
-def _jsonable(options: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Options as JSON holds them; what it can't hold becomes its text."""
+def jsonable_options(options: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Options as JSON holds them, without secrets; what it can't hold becomes its text."""
     return {
-        str(tracker): {str(key): _json_value(value) for key, value in of.items()}
+        str(tracker): redact({str(key): _json_value(value) for key, value in of.items()})[0]
         for tracker, of in (options or {}).items()
         if isinstance(of, Mapping)
     }

@@ -1,148 +1,217 @@
-"""Runs on disk: what they hold, and delivering what their own process did not."""
+"""Delivering runs from outside the process that records them."""
 
 from __future__ import annotations
 
-import json
-import re
+import contextlib
+import os
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Final
 
-from otel_tracking import discovery
-from otel_tracking.cursor import Cursor, journal_path
-from otel_tracking.errors import ConfigurationError, JournalLocked, TrackerNotInstalled
-from otel_tracking.followers import Budget, Follower
+from otel_tracking import discovery, retention
+from otel_tracking.cursor import Cursor
+from otel_tracking.dead_letters import DeadLetters
+from otel_tracking.errors import ConfigurationError, TrackerNotInstalled
+from otel_tracking.followers import Follower
+from otel_tracking.journal.ownership import is_written
 from otel_tracking.journal.reader import PointCounter
-from otel_tracking.journal.writer import JournalWriter
+from otel_tracking.pace import Budget
 from otel_tracking.records import Receipt, RunStatus, TrackerReceipt
-from otel_tracking.request import run_info
+from otel_tracking.runs import RunOnDisk, ended_at, merged, receipt
+from otel_tracking.sidecar import Report
+
+_POLL: Final = 0.2
 
 
 @dataclass(frozen=True, slots=True)
-class RunOnDisk:
-    """A run's directory."""
+class _Delivery:
+    """One rank's records on their way into one tracker."""
 
-    directory: Path
-    description: Mapping[str, Any]
-    """What `run.json` says."""
-
-    @property
-    def run_id(self) -> str:
-        """The run's identity."""
-        return str(self.description["run_id"])
-
-    def cursors(self) -> list[tuple[Path, Cursor]]:
-        """Every rank's trackers."""
-        paths = sorted((self.directory / "cursors").glob("*.json"))
-        return [(path, cursor) for path in paths if (cursor := Cursor.load(path)) is not None]
-
-    def journal(self, cursor: Cursor) -> Path:
-        """The journal that a cursor is about."""
-        return journal_path(self.directory, cursor.run["rank"]["rank"])
+    follower: Follower
+    journal: Path
+    rank: int
+    points: PointCounter
 
 
-def find_runs(project_dir: Path, run_id: str | None = None) -> Iterator[RunOnDisk]:
-    """The runs below a directory; those of an id are that run and the later ones of its process."""
-    for path in sorted(project_dir.glob("*/*/run.json")):
-        try:
-            description = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError:
-            continue  # being written, or not ours
-        found = str(description.get("run_id", "")) if isinstance(description, dict) else ""
-        if found and (run_id is None or re.fullmatch(rf"{re.escape(run_id)}(-[0-9]+)?", found)):
-            yield RunOnDisk(path.parent, description)
+class Delivery:
+    """Carries a run into its trackers, all at once, on threads of its own.
 
-
-def deliver(run: RunOnDisk, status: RunStatus, timeout: float) -> Receipt:
-    """Carry what is left of a run into its trackers, and close it there.
-
-    A rank whose process still records is left alone.
-
-    Args:
-        run: A run whose process has ended.
-        status: How it ended, if its journal does not say.
-        timeout: Seconds, for all trackers together.
+    Attributes:
+        errors: By tracker: why it gets nothing.
     """
-    deadline = time.monotonic() + timeout
-    followers: list[Follower] = []
-    errors: dict[str, dict[str, int]] = {}
-    for path, cursor in run.cursors():
-        if cursor.finished or _is_recorded(run.journal(cursor)):
-            continue
+
+    def __init__(
+        self, run: RunOnDisk, trackers: Collection[str] | None = None, *, resend: bool = False
+    ) -> None:
+        """Nothing is delivered yet.
+
+        Args:
+            run: Any run.
+            trackers: The only ones to deliver to; None is all that the run has.
+            resend: Give trackers once more what they refused.
+        """
+        self._run = run
+        self._resend = resend
+        self._trackers = trackers
+        self.errors: dict[str, dict[str, int]] = {}
+        self._deliveries: dict[Path, _Delivery] = {}
+        self._refused: dict[Path, Report] = {}
+        self._hurry = contextlib.ExitStack()
+        self._hurried = False
+
+    def start(self, *, recorded_too: bool = False) -> None:
+        """Begin with what is not under way; again after a process has gone on with the run.
+
+        Args:
+            recorded_too: Also with what a process still records.
+        """
+        for path, cursor in self._run.cursors():
+            journal = self._run.journal(cursor)
+            under_way = self._deliveries.get(path)
+            if path in self._refused or (self._trackers is not None and cursor.tracker not in self._trackers):
+                continue
+            if under_way is not None and not under_way.follower.finished:
+                continue  # it is at work, or has failed for good
+            nothing_left = cursor.done_with(journal) and not (self._resend and DeadLetters(path).load())
+            if nothing_left or not (recorded_too or ended_at(journal) is not None):
+                continue
+            self._start(path, cursor, journal)
+
+    def _start(self, path: Path, cursor: Cursor, journal: Path) -> None:
         try:
             make = discovery.load(cursor.tracker)
         except TrackerNotInstalled as error:
-            errors[cursor.tracker] = {f"not installed: {error.reason}": 1}
-            continue
+            self._refuse(path, cursor, f"not installed: {error.reason}")
+            return
         except ConfigurationError as error:  # of the program's own, maybe; its points stay pending
-            errors[cursor.tracker] = {str(error): 1}
-            continue
-        info = run_info(cursor.run, cursor)
-        follower = Follower(make, info, run.journal(cursor), cursor, path, Budget(1.0))
-        followers.append(follower)
-        follower.end(status)
-        threading.Thread(target=follower.run, name=f"otel-tracking-{follower.name}", daemon=True).start()
-    for follower in followers:
-        follower.done.wait(max(0.0, deadline - time.monotonic()))
-    for follower in followers:
-        if not follower.done.is_set():
-            follower.abandon()
-    for follower in followers:
-        errors[follower.name] = _merged(errors.get(follower.name, {}), follower.receipt(int).errors)
-    return receipt(run, errors)
-
-
-def receipt(run: RunOnDisk, errors: Mapping[str, Mapping[str, int]] | None = None) -> Receipt:
-    """What was recorded and what became of it, by the cursors; ranks of one tracker added up."""
-    counts: dict[Path, int] = {}
-    trackers: dict[str, TrackerReceipt] = {}
-    for _, cursor in run.cursors():
-        journal = run.journal(cursor)
-        if journal not in counts:
-            counts[journal] = _points(journal)
-        one = cursor.receipt(
-            counts[journal],
-            errors=(errors or {}).get(cursor.tracker, {}),
-            state=cursor.finished or "unfinished",
+            self._refuse(path, cursor, str(error))
+            return
+        for name, value in make.environment.items():
+            os.environ.setdefault(name, value)
+        info = self._run.info(cursor)
+        follower = Follower(
+            make, info, journal, cursor, path, Budget(1.0), helps_out=True, resend=self._resend
         )
-        trackers[cursor.tracker] = _sum(trackers[cursor.tracker], one) if cursor.tracker in trackers else one
-    return Receipt(run.run_id, sum(counts.values()), {}, trackers)
+        if path in self._deliveries:
+            self._deliveries[path].points.close()
+        self._deliveries[path] = _Delivery(follower, journal, info.rank.rank, PointCounter(journal))
+        threading.Thread(target=follower.run, name=f"otel-tracking-{follower.name}", daemon=True).start()
+
+    def _refuse(self, path: Path, cursor: Cursor, reason: str) -> None:
+        self.errors[cursor.tracker] = {reason: 1}
+        self._refused[path] = Report("failed", stuck=True, errors={reason: 1})
+
+    def end(self, status: RunStatus) -> bool:
+        """Have what no process records any more delivered to its end; whether that is everything.
+
+        Args:
+            status: How the run ended, if its journal does not say.
+        """
+        left = [d for d in self._deliveries.values() if not d.follower.ending]
+        ends = {journal: ended_at(journal) for journal in {d.journal for d in left}}
+        for delivery in left:
+            segment = ends[delivery.journal]
+            if segment is not None:
+                delivery.follower.end(status, segment)
+        return None not in ends.values()
+
+    def hurry(self, hurry: bool) -> None:
+        """Whether somebody waits."""
+        if hurry and not self._hurried:
+            for delivery in self._deliveries.values():
+                self._hurry.enter_context(delivery.follower.hurried())
+        elif self._hurried and not hurry:
+            self._hurry.close()
+        self._hurried = hurry
+
+    def wait(self, seconds: float) -> bool:
+        """Whether all is done, after that many seconds at most."""
+        deadline = time.monotonic() + seconds
+        followers = [delivery.follower for delivery in self._deliveries.values()]
+        return all(follower.done.wait(max(0.0, deadline - time.monotonic())) for follower in followers)
+
+    def stuck(self) -> bool:
+        """Whether nothing that is left gets on."""
+        left = [d.follower for d in self._deliveries.values() if not d.follower.done.is_set()]
+        return all(follower.stuck() for follower in left)
+
+    def progress(self) -> Mapping[tuple[str, int], TrackerReceipt]:
+        """By tracker and rank: how far it is."""
+        return {
+            (d.follower.name, d.rank): d.follower.receipt(d.points.count) for d in self._deliveries.values()
+        }
+
+    def reports(self) -> Mapping[str, Report]:
+        """By the stem of the cursor's name: how each is."""
+        reports = {path: _report(delivery.follower) for path, delivery in self._deliveries.items()}
+        return {path.stem: report for path, report in {**self._refused, **reports}.items()}
+
+    def close(self) -> None:
+        """Leave what is not done where it is, and remove what needs not be kept any more."""
+        for journal in {delivery.journal for delivery in self._deliveries.values()}:
+            retention.apply(journal, self._run.keep, ended=not is_written(journal))
+        self._hurry.close()
+        for delivery in self._deliveries.values():
+            if not delivery.follower.done.is_set():
+                delivery.follower.abandon()
+            delivery.points.close()
+            errors = delivery.follower.receipt(int).errors
+            name = delivery.follower.name
+            self.errors[name] = merged(self.errors.get(name, {}), errors)
 
 
-def _sum(a: TrackerReceipt, b: TrackerReceipt) -> TrackerReceipt:
-    return TrackerReceipt(
-        tracker=a.tracker,
-        recorded=a.recorded + b.recorded,
-        delivered=a.delivered + b.delivered,
-        pending=a.pending + b.pending,
-        altered=_merged(a.altered, b.altered),
-        dropped=_merged(a.dropped, b.dropped),
-        not_stored=_merged(a.not_stored, b.not_stored),
-        errors=_merged(a.errors, b.errors),
-        renamed={**a.renamed, **b.renamed},
-        state=a.state if a.state == b.state else f"{a.state}, {b.state}",
-    )
+def _report(follower: Follower) -> Report:
+    receipt = follower.receipt(int)
+    stuck = follower.done.is_set() or follower.stuck()  # what is done gets no further
+    return Report(receipt.state, follower.reached(), stuck, receipt.errors, receipt.renamed)
 
 
-def _merged(a: Mapping[str, int], b: Mapping[str, int]) -> dict[str, int]:
-    return {reason: a.get(reason, 0) + b.get(reason, 0) for reason in {**a, **b}}
+def deliver(
+    run: RunOnDisk,
+    status: RunStatus,
+    timeout: float,
+    *,
+    patience: float = 0.0,
+    trackers: Collection[str] | None = None,
+    follow: bool = False,
+    resend: bool = False,
+    on_progress: Callable[[Mapping[tuple[str, int], TrackerReceipt]], None] | None = None,
+) -> Receipt:
+    """Carry what is left of a run into its trackers, and close it there.
 
+    A rank whose process still records is left alone, unless it is to be followed.
 
-def _points(journal: Path) -> int:
-    counter = PointCounter(journal)
+    Args:
+        run: Any run.
+        status: How it ended, if its journal does not say.
+        timeout: Seconds, for all trackers together, from when no process records the run any more.
+        patience: Seconds after which trackers are given up that get nowhere, beyond each one's own.
+        trackers: The only ones to deliver to; None is all that the run has.
+        follow: Deliver also what is still being recorded, until its process ends.
+        resend: Give trackers once more what they refused.
+        on_progress: Called several times a second with how far each tracker and rank is.
+    """
+    delivery = Delivery(run, trackers, resend=resend)
+    delivery.start(recorded_too=follow)
     try:
-        return counter.count()
+        while not delivery.end(status) and not delivery.wait(_POLL):
+            if on_progress:
+                on_progress(delivery.progress())
+        delivery.hurry(True)
+        moved = time.monotonic()
+        deadline = moved + timeout
+        while not delivery.wait(_POLL) and time.monotonic() < deadline:
+            if not delivery.stuck():
+                moved = time.monotonic()
+            elif time.monotonic() - moved > patience:
+                break
+            if on_progress:
+                on_progress(delivery.progress())
+        if on_progress:
+            on_progress(delivery.progress())
     finally:
-        counter.close()
-
-
-def _is_recorded(journal: Path) -> bool:
-    """Whether a process writes that journal; if not, what a killed one left is repaired."""
-    try:
-        JournalWriter.repair(journal)
-    except JournalLocked:
-        return True
-    return False
+        delivery.close()
+    return receipt(run, delivery.errors)

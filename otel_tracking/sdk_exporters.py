@@ -26,7 +26,8 @@ from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 from opentelemetry.trace import StatusCode
 
 from otel_tracking.records import AttributeValue, Kind, Series
-from otel_tracking.sdk_run import Point, attribute_values, join, leave
+from otel_tracking.sdk_histograms import distribution_details
+from otel_tracking.sdk_run import Distribution, Item, Point, attribute_values, join, leave
 from otel_tracking.steps import STEP_ALIASES, STEP_ATTRIBUTE, as_step
 from otel_tracking.tags import TagAssigner
 from otel_tracking.tracker import Tracker
@@ -43,7 +44,8 @@ class TrackerMetricExporter(sdk.MetricExporter):
 
     A gauge and a counter become a series each, the counter as its running total. A histogram
     becomes four, `<name>/count` and `<name>/sum` as running totals, `<name>/min` and `<name>/max`
-    of what the SDK aggregated into the point. A point's time is the collect's.
+    of what the SDK aggregated into the point; and its buckets, explicit or exponential, become a
+    distribution, `<name>/distribution`, of what came since the last one. A point's time is the collect's.
 
     The step is the point's attribute `training.step` (or `step`, `global_step`) if that is an int;
     else that of its newest exemplar, where a View drops the attribute (a gauge's exemplars with a
@@ -197,17 +199,17 @@ class _MetricPoints:
         # Of cumulative streams only, so never more than the SDK itself keeps.
         self._last: dict[Hashable, sdk.DataPointT] = {}
 
-    def convert(self, data: sdk.MetricsData) -> list[Point]:
+    def convert(self, data: sdk.MetricsData) -> list[Item]:
         return [
-            point
+            item
             for resource_metrics in data.resource_metrics
             for scope_metrics in resource_metrics.scope_metrics
             for metric in scope_metrics.metrics
             for measured in metric.data.data_points
-            for point in self._points(scope_metrics.scope.name, metric, measured)
+            for item in self._items(scope_metrics.scope.name, metric, measured)
         ]
 
-    def _points(self, meter: str, metric: sdk.Metric, measured: sdk.DataPointT) -> Iterator[Point]:
+    def _items(self, meter: str, metric: sdk.Metric, measured: sdk.DataPointT) -> Iterator[Item]:
         attributes, step = _split(measured.attributes)
         exemplars = [] if step is not None else _exemplars(measured)
         last = None
@@ -229,7 +231,13 @@ class _MetricPoints:
                 yield from (line.point(e.step, e.time, e.value) for e in exemplars)
                 if exemplars[-1].value == value:
                     continue
-            yield line.point(step, measured.time_unix_nano, value)
+            point = line.point(step, measured.time_unix_nano, value)
+            yield point
+        if isinstance(measured, sdk.HistogramDataPoint | sdk.ExponentialHistogramDataPoint):
+            details = distribution_details(measured, last)
+            if details is not None:
+                whole = self._lines.line(_series(meter, metric, "distribution", attributes)).series
+                yield Distribution(whole.tag, point.step, measured.time_unix_nano, details)
 
     def _is_cumulative(self, data: sdk.DataT) -> bool:
         # Nothing in a gauge's data says whether it was set again: only what was asked for does.
@@ -251,7 +259,7 @@ class _SpanPoints:
     def __init__(self, tags: TagAssigner) -> None:
         self._lines = _Lines(tags)
 
-    def convert(self, spans: Sequence[ReadableSpan]) -> list[Point]:
+    def convert(self, spans: Sequence[ReadableSpan]) -> list[Item]:
         return list(self._convert(spans))
 
     def _convert(self, spans: Sequence[ReadableSpan]) -> Iterator[Point]:

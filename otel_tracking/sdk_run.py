@@ -11,10 +11,10 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from concurrent.futures import Future
-from itertools import islice
+from itertools import islice, takewhile
 from pathlib import Path
 from queue import SimpleQueue
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 from opentelemetry import metrics, trace
@@ -23,7 +23,17 @@ from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import TracerProvider
 
 from otel_tracking import identity, settings
-from otel_tracking.records import AttributeValue, Batch, Rank, RunInfo, RunStatus, Series
+from otel_tracking.records import (
+    AttributeValue,
+    Batch,
+    Media,
+    MediaKind,
+    Rank,
+    RunInfo,
+    RunStatus,
+    Series,
+    Written,
+)
 from otel_tracking.tags import TagAssigner
 from otel_tracking.tracker import Tracker
 
@@ -43,6 +53,20 @@ class Point(NamedTuple):
     time: int
     """Nanoseconds since the epoch."""
     value: float
+
+
+class Distribution(NamedTuple):
+    """A histogram, as an exporter made it."""
+
+    tag: str
+    step: int
+    time: int
+    """Nanoseconds since the epoch."""
+    details: Mapping[str, Any]
+    """As `MediaKind.HISTOGRAM` has them."""
+
+
+Item: TypeAlias = Point | Distribution
 
 
 class SharedRun:
@@ -66,7 +90,7 @@ class SharedRun:
         self._run_id = identity.mint()
         self._tracker: Tracker | None = None
         self._resource = Resource.get_empty()
-        self._backlog: deque[Point] = deque()
+        self._backlog: deque[Item] = deque()
         self._position = 0
         self._unconfirmed = False
         self.closed = False
@@ -110,10 +134,10 @@ class SharedRun:
             self.warn("the tracker took longer than the export's timeout")
             return False
 
-    def deliver(self, points: Sequence[Point], resource: Resource) -> bool:
-        """Write points, and those that earlier calls could not write, in order. In the run's thread."""
+    def deliver(self, items: Sequence[Item], resource: Resource) -> bool:
+        """Write items, and those that earlier calls could not write, in order. In the run's thread."""
         self._resource = resource
-        self._backlog.extend(points)
+        self._backlog.extend(items)
         if (excess := len(self._backlog) - _BACKLOG_POINTS) > 0:
             for _ in range(excess):
                 self._backlog.popleft()
@@ -128,20 +152,33 @@ class SharedRun:
                 return True
             self._tracker = self._start()
         while self._backlog:
-            part = list(islice(self._backlog, self._tracker.pacing.max_points))
-            written = self._tracker.write(self._batch(part))
-            for _ in part:
+            given, written = self._write(self._tracker)
+            for _ in range(given):
                 self._backlog.popleft()
-            self._position += len(part)
+            self._position += given
             self._unconfirmed = True
-            for reason, number in written.rejected.items():
-                self.warn(f"{number:,} points were refused, and later ones will be: {reason}", key=reason)
+            for reason, places in written.rejected.items():
+                self.warn(
+                    f"{len(places):,} of {given:,} were refused, and later ones will be: {reason}", key=reason
+                )
             for reason, number in written.altered.items():
                 _log.debug("exporter to %s: %d points altered: %s", self._class.name, number, reason)
         if self._unconfirmed:
             self._tracker.confirm(flush=True)
             self._unconfirmed = False
         return True
+
+    def _write(self, tracker: Tracker) -> tuple[int, Written]:
+        """Write the backlog's first items; how many they were, and what the tracker did with them."""
+        first = self._backlog[0]
+        if isinstance(first, Distribution):
+            position = self._position + 1
+            histogram = MediaKind.HISTOGRAM
+            media = Media(histogram, first.tag, (), first.details, first.step, first.time, position)
+            return 1, tracker.write_media(media)
+        points = takewhile(lambda item: isinstance(item, Point), self._backlog)
+        part = [item for item in islice(points, tracker.pacing.max_points) if isinstance(item, Point)]
+        return len(part), tracker.write(self._batch(part))
 
     def finish(self) -> bool:
         """Write what is waiting and close the run. In the run's thread, which ends after it."""

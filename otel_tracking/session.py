@@ -10,77 +10,38 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
-from otel_tracking.cursor import Cursor, cursor_path, journal_path
-from otel_tracking.errors import RunIdentityUnknown, TrackingError
-from otel_tracking.followers import Budget, Follower
+from otel_tracking import environment, retention, settings
+from otel_tracking.cursor import Cursor, cursor_path, journal_path, lock_path
+from otel_tracking.distributions import Distributions
+from otel_tracking.errors import NotStarted, Retry, RunIdentityUnknown, TrackingError
+from otel_tracking.followers import Follower
 from otel_tracking.identity import RunIdentity, directory_name, pending_name, resolve, resolve_now
-from otel_tracking.journal.reader import PointCounter
+from otel_tracking.journal.locking import Lock
 from otel_tracking.journal.writer import JournalWriter
+from otel_tracking.pace import Budget
+from otel_tracking.recorded import Recorded
 from otel_tracking.recorder import Recorder, not_recorded
 from otel_tracking.records import Rank, Receipt, RunInfo, RunStatus
 from otel_tracking.request import NO_TRACKER, RunRequest, run_note, start_note
 from otel_tracking.resource import resource
+from otel_tracking.sidecar import Sidecar
 from otel_tracking.tracker import Tracker
 
 _LOG: Final = logging.getLogger(__name__)
 _IDENTITY_TIMEOUT: Final = 600.0
 """Seconds to wait for the ranks' store; the journal is pending meanwhile."""
 _PENDING: Final = ".pending"
+_DISTRIBUTIONS_TIMEOUT: Final = 2.0
+"""Seconds that the end of a run waits for the last distributions of histograms."""
+_NOTE_TIMEOUT: Final = 2.0
+"""Seconds that the end of a run waits for `environment.json`."""
 _POLL: Final = 0.1
-_START_AT_EXIT: Final = 5.0
-"""Seconds that the interpreter's exit waits for trackers that are starting."""
-
-
-class _Recorded:
-    """How many points the session's journal holds, for any thread and for signal handlers."""
-
-    def __init__(self) -> None:
-        self._lock = threading.RLock()
-        self._journal: JournalWriter | None = None
-        self._counter: PointCounter | None = None
-        self._last = 0
-
-    def follow(self, journal: JournalWriter) -> None:
-        """Count that journal from now on, from its beginning."""
-        with self._lock:
-            self._close()
-            self._journal = journal
-            self._counter = PointCounter(journal.descriptor)
-
-    def count(self) -> int:
-        """Points recorded until now."""
-        with self._lock:
-            if self._journal is None:
-                return self._last
-            # Taken out meanwhile: a signal handler that asks in the middle of this counts anew, and so
-            # does the next call after one that raises.
-            counter = self._counter or PointCounter(self._journal.path)
-            self._counter = None
-            try:
-                last = counter.count(until=self._journal.position)
-            except BaseException:
-                counter.close()
-                raise
-            self._close()
-            self._last, self._counter = last, counter
-            if self._journal is None:  # the handler ended the run
-                self._close()
-            return last
-
-    def finish(self) -> None:
-        """The journal is closed: keep the number, give up the descriptors."""
-        with self._lock:
-            self.count()
-            self._journal = None
-            self._close()
-
-    def _close(self) -> None:
-        if self._counter is not None:
-            self._counter.close()
-            self._counter = None
+_READY_AT_EXIT: Final = 5.0
+"""Seconds that the interpreter's exit waits for the run's name and for trackers that are imported."""
 
 
 class RunSession:
@@ -108,14 +69,18 @@ class RunSession:
         """Whether the end has waited long enough for trackers to be imported."""
         self._stop = threading.Event()
         self.ready = threading.Event()
+        self._noted = threading.Event()
         """Set when the followers exist, or it is known that there will be none."""
         self._on_started = on_started
         self._journal: JournalWriter | None = None
-        self._recorded = _Recorded()
+        self._recorded = Recorded()
+        self._distributions = Distributions(recorder, settings.DISTRIBUTIONS.get())
         self._refused = recorder.refused
         self._rounded_before = recorder.rounded
         self._rounded_at_end = 0
         self._cursors: dict[str, tuple[Cursor, RunInfo, Path]] = {}
+        self._sidecar: Sidecar | None = None
+        """Set, with `delivery="process"`, once the run has a name."""
 
     # Beginning
 
@@ -138,12 +103,15 @@ class RunSession:
     def _start_threads(self, several: bool) -> None:
         """All at once: a short program may be exiting by the time they have work, and Python 3.12 starts no
         thread then."""
-        threads = [("start", functools.partial(self._launch, several))]
-        if self.request.deliver:
+        threads = [
+            ("start", functools.partial(self._launch, several)),
+            ("distributions", functools.partial(self._distributions.run, self.ready.wait)),
+        ]
+        if self.request.delivery == "thread":
             threads += [(name, functools.partial(self._follow, name)) for name in self._wanted()]
         for name, work in threads:
             threading.Thread(target=work, name=f"otel-tracking-{name}", daemon=True).start()
-        if len(threads) > 1:
+        if self.request.delivery == "thread" and self._wanted():
             threading.Thread(target=self._hold_exit, name="otel-tracking-hold-exit", daemon=False).start()
 
     def _adopt_journal(self) -> None:
@@ -175,6 +143,9 @@ class RunSession:
         self.left_out[name] = reason
         _LOG.warning("%s gets nothing: %s The journal is kept.", name, reason)
 
+    def _delivered_to(self) -> list[str]:
+        return [] if self.request.delivery == "off" else self._wanted()
+
     def _wanted(self) -> list[str]:
         return [name for name in self.request.names if self.request.policies.wants(name, self.rank)]
 
@@ -183,11 +154,21 @@ class RunSession:
         assert self.directory is not None
         path = cursor_path(self.directory, self.rank.rank, name)
         path.parent.mkdir(exist_ok=True)
-        cursor = Cursor.load(path) or Cursor(name)
-        info = self._run_info(name, cursor)
-        cursor.run = run_note(info)
-        cursor.finished = ""
-        cursor.save(path)
+        try:
+            lock = Lock(lock_path(path))
+        except BlockingIOError:  # a process still delivers what an earlier one recorded; it has the say
+            cursor = Cursor.load(path) or Cursor(name)
+            info = self._run_info(name, cursor)
+            cursor.run = run_note(info)
+            return cursor, info, path
+        try:
+            cursor = Cursor.load(path) or Cursor(name)
+            info = self._run_info(name, cursor)
+            cursor.run = run_note(info)
+            cursor.finished = ""
+            cursor.save(path)
+        finally:
+            lock.release()
         return cursor, info, path
 
     def _describe(self, directory: Path, identity: RunIdentity) -> None:
@@ -199,6 +180,7 @@ class RunSession:
             "name": self.request.run_name or identity.run_id,
             "created": time.time_ns(),
             "world_size": self.rank.world_size,
+            "keep": str(self.request.keep),
         }
         with (
             contextlib.suppress(FileExistsError),
@@ -221,8 +203,14 @@ class RunSession:
                     raise RunIdentityUnknown("The run had ended before its ranks knew its name.")
                 self._named(identity)
                 self._adopt_journal()  # the records may have moved to another
-            if self.request.deliver:
+            if self.request.delivery == "thread":
                 self._start_followers()
+            elif self.request.delivery == "process" and self._cursors:
+                assert self.directory is not None
+                journal = journal_path(self.directory, self.rank.rank)
+                sidecar = Sidecar(self.directory, journal, [path for _, _, path in self._cursors.values()])
+                sidecar.start()
+                self._sidecar = sidecar
         except Exception as error:  # noqa: BLE001 - of this thread no one else hears
             _LOG.error(
                 "nothing is delivered: %s The journal is kept in %s.",
@@ -233,6 +221,9 @@ class RunSession:
             self.left_out = dict.fromkeys(self._wanted(), str(error) or type(error).__name__)
         finally:
             self.ready.set()
+        if self.directory is not None and self.rank.is_main:
+            environment.note(self.directory)
+        self._noted.set()
 
     def _start_followers(self) -> None:
         makers, missing = self.request.load()
@@ -260,11 +251,12 @@ class RunSession:
         deadline = float("inf")
         while not (self._all_started() or self.ended) and time.monotonic() < deadline:
             time.sleep(_POLL)
-            if not main.is_alive():
-                deadline = min(deadline, time.monotonic() + _START_AT_EXIT)
+            if not main.is_alive() and not self.ready.is_set():
+                deadline = min(deadline, time.monotonic() + _READY_AT_EXIT)
 
     def _all_started(self) -> bool:
-        return self.ready.is_set() and all(f.started.is_set() for f in self.followers.values())
+        """Whether each tracker has started, or gets nowhere with it."""
+        return self.ready.is_set() and all(f.started.is_set() or f.stuck() for f in self.followers.values())
 
     def _follower(self, name: str, make: Callable[[], Tracker], budget: Budget) -> Follower:
         assert self.directory is not None
@@ -310,10 +302,14 @@ class RunSession:
         if not self._wait_until_ready(deadline):
             return False
         assert self._journal is not None
+        if not self._journal.settle(deadline):
+            return False
         position = self._journal.position  # only now is it sure to be in its place
+        if self._sidecar is not None:
+            return self._sidecar.flush(position, deadline)
         with self._all_hurried():
             stored = all(f.wait_for(position, deadline) for f in self.followers.values())
-        return stored and len(self.followers) == len(self._wanted() if self.request.deliver else ())
+        return stored and len(self.followers) == len(self._delivered_to())
 
     @property
     def in_this_process(self) -> bool:
@@ -337,9 +333,11 @@ class RunSession:
             return Receipt(run_id, 0, self._recorder.not_recorded(), {})
         count = self._recorded.count
         trackers = {}
-        for name in self._wanted() if self.request.deliver else ():
+        for name in self._delivered_to():
             if name in self.followers:
                 trackers[name] = self.followers[name].receipt(count)
+            elif self._sidecar is not None and name in self._cursors:
+                trackers[name] = self._sidecar.receipt(self._cursors[name][2], count)
             else:
                 cursor = self._cursors[name][0] if name in self._cursors else Cursor(name)
                 reason = self.left_out.get(name)
@@ -355,12 +353,16 @@ class RunSession:
 
     # The end
 
-    def end(self, status: RunStatus, timeout: float) -> Receipt:
+    def end(self, status: RunStatus, timeout: float, *, patient: bool = True) -> Receipt:
         """Close the journal, deliver what is left, close the run in every tracker.
 
-        All trackers at once, none longer than the timeout (seconds). What could not be delivered
-        stays in the journal. Once ended, the first status holds; a later call waits like the first,
-        but not for trackers that took too long then.
+        All trackers at once. What could not be delivered stays in the journal. Once ended, the first
+        status holds; a later call waits like the first, but not for trackers that took too long then.
+
+        Args:
+            status: How the run ended.
+            timeout: Seconds, for all trackers together.
+            patient: Wait that long also for a tracker that gets nowhere.
         """
         if not self.in_this_process:
             return self.receipt()
@@ -371,17 +373,27 @@ class RunSession:
         if not self._late:
             self._wait_until_ready(deadline)
         self._late = not self.ready.is_set()
+        if first and not self._late:
+            self._distributions.finish(max(0.0, min(_DISTRIBUTIONS_TIMEOUT, deadline - time.monotonic())))
         self._recorder.close(status)
         self._rounded_at_end = self._rounded_at_end or self._recorder.rounded
         followers = [follower for follower in self.followers.values() if not follower.abandoned]
         for follower in followers:
+            follower.leave()
             follower.end(status)
         for follower in followers:
-            follower.done.wait(max(0.0, deadline - time.monotonic()))
+            while not follower.done.wait(max(0.0, min(_POLL, deadline - time.monotonic()))):
+                if time.monotonic() >= deadline or (not patient and follower.stuck()):
+                    break
         for follower in followers:
             if not follower.done.is_set():
                 follower.abandon()
+        if self._sidecar is not None and first:
+            self._sidecar.wait_for_end(deadline, patient=patient)
         self._recorded.finish()
+        self._noted.wait(min(_NOTE_TIMEOUT, max(0.0, deadline - time.monotonic())))
+        if first and self.directory is not None:
+            retention.apply(journal_path(self.directory, self.rank.rank), self.request.keep, ended=True)
         receipt = self.receipt()
         if first:
             self._warn_of_pending(receipt)
@@ -398,6 +410,31 @@ class RunSession:
                     next(iter(tracker.errors), "not within the time for it"),
                     self.directory,
                 )
+
+    def attached(self, name: str, timeout: float) -> Tracker:
+        """A tracker to use natively here, while the sidecar delivers to it.
+
+        Raises:
+            ConfigurationError: The tracker allows no second process.
+            NotStarted: The sidecar has not started it within the timeout (seconds).
+        """
+        makers, missing = self.request.load()
+        if name not in makers or name not in self._cursors:
+            raise NotStarted(f"{name!r} is not running: {missing.get(name) or self.left_out.get(name)}")
+        tracker = makers[name]()
+        _, info, path = self._cursors[name]
+        deadline = _deadline(timeout)
+        while True:
+            cursor = Cursor.load(path)
+            known = replace(info, state=cursor.state, position=cursor.position) if cursor else info
+            try:
+                tracker.attach(known)
+            except Retry as error:
+                if time.monotonic() > deadline:
+                    raise NotStarted(f"{name!r} has not started in the sidecar: {error}") from error
+                time.sleep(_POLL)
+            else:
+                return tracker
 
 
 def _deadline(timeout: float) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import os
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final, Generic, TypeVar
@@ -48,6 +49,10 @@ def _positive(text: str) -> float:
     return number
 
 
+def _seconds_or_off(text: str) -> float:
+    return 0.0 if text == "off" else _positive(text)
+
+
 def _fraction(text: str) -> float:
     number = float(text)
     if not 0 < number <= 1:
@@ -55,9 +60,27 @@ def _fraction(text: str) -> float:
     return number
 
 
-def _delivery(text: str) -> str:
-    if text not in ("thread", "off"):
-        raise ValueError("known are: thread, off")
+def _one_of(*known: str) -> Callable[[str], str]:
+    def parse(text: str) -> str:
+        if text not in known:
+            raise ValueError(f"known are: {', '.join(known)}")
+        return text
+
+    return parse
+
+
+DELIVERIES: Final = ("thread", "process", "off")
+COMPRESSIONS: Final = ("off", "zstd")
+FSYNCS: Final = ("off", "interval", "always")
+
+
+SIZE: Final = re.compile(r"(\d+(?:\.\d+)?) ?([KMGT]?)B?", re.IGNORECASE)
+"""Of bytes: `500MB`, `10 GB`, `1.5T`, `4096`."""
+
+
+def _keep(text: str) -> str:
+    if text not in ("always", "delivered") and not SIZE.fullmatch(text):
+        raise ValueError("known are: always, delivered, and a size such as 10GB")
     return text
 
 
@@ -87,10 +110,37 @@ METERS: Final = Setting[tuple[str, ...]](
     "OTEL_TRACKING_METERS", (), _names, "patterns of meter names that are recorded; `!` excludes"
 )
 DELIVERY: Final = Setting[str](
-    "OTEL_TRACKING_DELIVERY", "thread", _delivery, "`thread`, or `off`: only the journal is written"
+    "OTEL_TRACKING_DELIVERY",
+    "thread",
+    _one_of(*DELIVERIES),
+    "`thread`; `process`: in a process of its own; `off`: only the journal is written",
+)
+FSYNC: Final = Setting[str](
+    "OTEL_TRACKING_FSYNC",
+    "off",
+    _one_of(*FSYNCS),
+    "`off`; `interval`: the journal is on the disk each second; `always`: when a call returns",
+)
+COMPRESS: Final = Setting[str](
+    "OTEL_TRACKING_COMPRESS",
+    "off",
+    _one_of(*COMPRESSIONS),
+    "`off`; `zstd`: the journal is compressed, segment by segment",
+)
+KEEP: Final = Setting[str](
+    "OTEL_TRACKING_KEEP",
+    "always",
+    _keep,
+    "what of the journal stays: `always`; `delivered`: until trackers have it; a size such as `10GB`",
 )
 BUDGET: Final = Setting[float](
     "OTEL_TRACKING_BUDGET", 0.05, _fraction, "CPU seconds a second that delivery threads may take together"
+)
+DISTRIBUTIONS: Final = Setting[float](
+    "OTEL_TRACKING_DISTRIBUTIONS",
+    60.0,
+    _seconds_or_off,
+    "seconds between two distributions of a Histogram instrument; `off` for none",
 )
 END_TIMEOUT: Final = Setting[float](
     "OTEL_TRACKING_END_TIMEOUT", 120.0, _positive, "seconds that the end of a run waits for delivery"
@@ -111,7 +161,11 @@ ALL: Final[tuple[Setting[tuple[str, ...]] | Setting[str] | Setting[float] | Sett
     RANKS,
     METERS,
     DELIVERY,
+    FSYNC,
+    COMPRESS,
+    KEEP,
     BUDGET,
+    DISTRIBUTIONS,
     END_TIMEOUT,
     SDK_DISABLED,
     SERVICE_NAME,

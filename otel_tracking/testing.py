@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, NamedTuple
 
-from otel_tracking.records import Batch, Config, RunInfo, RunStatus, Text, Written
+from otel_tracking.records import Batch, Config, Media, Rewind, RunInfo, RunStatus, Text, Written
 from otel_tracking.tracker import Pacing, Tracker
 
 
@@ -35,12 +35,12 @@ class RecordingTracker(Tracker):
     Args:
         faults: By the name of one of this class's methods: what to call first each time. It raises, or
             blocks, to make a failure happen. The mapping is kept, so that faults may come and go.
-        lag: How many of the last batches, texts and configs `confirm` leaves unconfirmed until it is
+        lag: How many of the last batches, texts, configs and rewinds `confirm` leaves unconfirmed until it is
             told to flush, or the run is finished.
 
     Attributes:
         run: What `start` was told last.
-        batches, texts, configs: What was taken, in order; what came twice is there twice.
+        batches, texts, media, configs, rewinds: What was taken, in order; what came twice is there twice.
         calls: The methods called, in order.
         status: How the run was finished; None while it is not.
     """
@@ -54,7 +54,9 @@ class RecordingTracker(Tracker):
         self.run: RunInfo | None = None
         self.batches: list[Batch] = []
         self.texts: list[Text] = []
+        self.media: list[Media] = []
         self.configs: list[Config] = []
+        self.rewinds: list[Rewind] = []
         self.calls: list[str] = []
         self.status: RunStatus | None = None
         self._ends: list[int] = []
@@ -102,11 +104,25 @@ class RecordingTracker(Tracker):
         self._ends.append(text.position)
         return Written(1)
 
+    def write_media(self, media: Media) -> Written:
+        """Keep media."""
+        self._called("write_media")
+        self.media.append(media)
+        self._ends.append(media.position)
+        return Written(1)
+
     def write_config(self, config: Config) -> Written:
         """Keep hyperparameters."""
         self._called("write_config")
         self.configs.append(config)
         self._ends.append(config.position)
+        return Written(1)
+
+    def write_rewind(self, rewind: Rewind) -> Written:
+        """Keep a rewind."""
+        self._called("write_rewind")
+        self.rewinds.append(rewind)
+        self._ends.append(rewind.position)
         return Written(1)
 
     def confirm(self, *, flush: bool = False) -> int:

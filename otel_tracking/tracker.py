@@ -7,8 +7,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from otel_tracking.capabilities import Declaration
+from otel_tracking.errors import NativeHandleUnavailable
 from otel_tracking.names import NameRule
-from otel_tracking.records import Batch, Config, RunInfo, RunStatus, Text, Written
+from otel_tracking.records import Batch, Config, Media, Rewind, RunInfo, RunStatus, Text, Written
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,9 +27,10 @@ class Tracker(abc.ABC):
     """One run in one tracker.
 
     Threads: `start`, `write*`, `confirm`, `state` and `finish` are called by one follower thread,
-    one at a time; `native` and `handle` may be read by any thread between `start` and `finish`.
+    one at a time; `native` and `handle` may be read, `enter` and `leave` called, by any thread between
+    `start` and `finish`.
 
-    Order: points, texts and configs come in the order they were recorded.
+    Order: points, texts, media and configs come in the order they were recorded.
 
     Retry: a `write*` that raises `Retry`, or anything else, is called again with the same argument
     after a backoff, so it must have taken nothing, or must be able to take it twice. An exception
@@ -51,9 +54,19 @@ class Tracker(abc.ABC):
     """What users write in `log_with`."""
     requires_logging_directory: ClassVar[bool] = False
     """Whether users must name a directory (the journal's default does not count)."""
+    declaration: ClassVar[Declaration | None] = None
+    """What it can store, for people; `otel-tracking trackers` shows it."""
     names: ClassVar[NameRule] = NameRule()
     """Which tags are legal; the default takes all."""
     pacing: ClassVar[Pacing] = Pacing()
+    patience: float = 4.0
+    """Seconds that the end of a run waits for a call that does not return, or for one that succeeds."""
+    exactly_once: bool = False
+    """Whether what is given again, after an error or a kill, is stored once: because `start` found what is
+    stored, or because the store takes the same point once. If not, receipts count what may be there twice."""
+    environment: ClassVar[Mapping[str, str]] = {}
+    """What a process that does nothing but deliver sets in its environment, unless the user has. In a process
+    that trains, such variables are the user's alone."""
     closes_at_exit: ClassVar[bool] = False
     """Whether the tracker's package closes runs in an exit handler of its own, registered in `start`:
     what is delivered at exit has to be delivered by a handler registered after that."""
@@ -68,17 +81,42 @@ class Tracker(abc.ABC):
             were; 0 when the store holds nothing, so that all is to be written and counted anew.
         """
 
+    def attach(self, run: RunInfo) -> None:
+        """Instead of `start`: make `native` and `handle` work here, while another process delivers.
+
+        Nothing else is called then.
+
+        Raises:
+            NativeHandleUnavailable: The tracker allows that to one process only.
+            Retry: It is not there yet; `run.state` is what the other process has said last.
+        """
+        raise NativeHandleUnavailable(self.name)
+
     @abc.abstractmethod
     def write(self, batch: Batch) -> Written:
         """Take points. `len(batch)` is at least 1 and at most `pacing.max_points` (one row may exceed it)."""
 
     def write_text(self, text: Text) -> Written:
         """Take a text. A tracker without texts says so in the receipt."""
-        return Written(0, rejected={f"{self.name} has no texts": 1})
+        return Written(0, rejected={f"{self.name} has no texts": [0]})
+
+    def write_media(self, media: Media) -> Written:
+        """Take an image, a table, a file, ..., as `media.kind` says. What it consists of are files to read.
+
+        A tracker without that kind says so in the receipt; one that stores what is near to it, in `altered`.
+        """
+        return Written(0, rejected={f"{self.name} has no {media.kind.plural}": [0]})
 
     def write_config(self, config: Config) -> Written:
         """Take hyperparameters; may come more than once, later keys win."""
-        return Written(0, rejected={f"{self.name} has no config": 1})
+        return Written(0, rejected={f"{self.name} has no config": [0]})
+
+    def write_rewind(self, rewind: Rewind) -> Written:
+        """Hide or remove what was stored at that step and later: it is recorded again from now on.
+
+        A tracker that can't says so in the receipt; earlier points stay beside the new ones there.
+        """
+        return Written(0, rejected={f"{self.name} keeps the points recorded before a rewind": [0]})
 
     @abc.abstractmethod
     def confirm(self, *, flush: bool = False) -> int:
@@ -98,6 +136,12 @@ class Tracker(abc.ABC):
 
         Some of what was taken may be unconfirmed still; `confirm(flush=True)` is asked again afterwards.
         """
+
+    def enter(self) -> None:  # noqa: B027  # most trackers have nothing to do
+        """A thread is about to use `native`, by `get_tracker(name, unwrap=True)`. Called there."""
+
+    def leave(self) -> None:  # noqa: B027  # most trackers have nothing to do
+        """The thread that ends the run uses `native` no more. Called there, before `finish`."""
 
     @property
     @abc.abstractmethod

@@ -4,22 +4,30 @@ from __future__ import annotations
 
 import logging
 import os
-import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from numbers import Integral
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final
 
 from opentelemetry.metrics import MeterProvider
 
-from otel_tracking import discovery, settings
+from otel_tracking import discovery, resuming, settings
+from otel_tracking.blank import Blank
+from otel_tracking.choosing import LogWith, choose
 from otel_tracking.config import to_jsonable
-from otel_tracking.errors import ConfigurationError, LoggingDirectoryRequired, NotStarted
-from otel_tracking.journal.format import RecordType
+from otel_tracking.errors import ConfigurationError, NotStarted
+from otel_tracking.journal.compressed import available as can_compress
+from otel_tracking.journal.format import STEP_MAX, STEP_MIN, RecordType
+from otel_tracking.media.recording import MediaCalls, MediaRecorder
 from otel_tracking.process import process, status_of
+from otel_tracking.processes import Processes
 from otel_tracking.ranks import Policy, RankPolicies, detect, parse
 from otel_tracking.records import Rank, Receipt, RunStatus
-from otel_tracking.request import RunRequest
+from otel_tracking.redaction import redact
+from otel_tracking.request import RunRequest, wants
+from otel_tracking.retention import Keep
 from otel_tracking.session import RunSession
 from otel_tracking.tracker import Tracker
 
@@ -28,12 +36,8 @@ _START_TIMEOUT: Final = 120.0
 _FAILING_TIMEOUT: Final = 10.0
 """Seconds that `get_tracker` waits for a tracker that has failed to start, and is tried again."""
 
-_NAME: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,99}")
 
-LogWith = str | type[Tracker] | Tracker
-
-
-class Tracking:
+class Tracking(MediaCalls, Processes):
     """Records a run and carries it into trackers.
 
     ::
@@ -47,13 +51,23 @@ class Tracking:
     this process goes into the same run.
 
     Args:
-        log_with: A tracker's name, a `Tracker` subclass or instance, several of these, or `"all"`
-            for every tracker that is installed. Default: OTEL_TRACKING_LOG_WITH.
+        log_with: A tracker's name, a `Tracker` subclass or instance, a `GeneralTracker` of Accelerate's,
+            several of these, or `"all"` for every tracker that is installed. Default: OTEL_TRACKING_LOG_WITH.
         project_dir: Directory of all runs. Default: OTEL_TRACKING_PROJECT_DIR, else `./outputs`.
         logging_dir: Where trackers that keep one store for many runs put it. Default: `project_dir`.
         ranks: Which ranks record: `"main"`, `"local_main"`, `"all"`, rank numbers, or one of these by
             tracker, `{"wandb": "all", "*": "main"}`. Default: OTEL_TRACKING_RANKS, else `"main"`.
-        delivery: `"thread"`, or `"off"`: only the journal is written. Default: OTEL_TRACKING_DELIVERY.
+        delivery: `"thread"`: trackers run on threads of this process; `"process"`: in a process of their
+            own, which outlives this one; `"off"`: only the journal is written, for `otel-tracking sync`.
+            Default: OTEL_TRACKING_DELIVERY.
+        fsync: `"off"`: what was recorded survives the process, and not the machine; `"interval"`: all but
+            the last second or so survives that as well; `"always"`: everything whose call has returned.
+            Default: OTEL_TRACKING_FSYNC.
+        compress: `"zstd"`: the journal is compressed segment by segment, to 12 bytes a point or less.
+            Default: OTEL_TRACKING_COMPRESS, else `"off"`.
+        keep: What of the journal stays: `"always"` everything; `"delivered"`: what some tracker has not got
+            yet; a size such as `"10GB"`: the newest records of each rank, whether delivered or not.
+            Default: OTEL_TRACKING_KEEP, else `"always"`.
         run_id: The run's identity; one that exists is resumed. Default: OTEL_TRACKING_RUN_ID, else the
             launcher's, else a new one.
         run_name: The run's name for people. Default: OTEL_TRACKING_RUN_NAME, else the run id.
@@ -78,6 +92,9 @@ class Tracking:
         *,
         ranks: Policy | None = None,
         delivery: str | None = None,
+        fsync: str | None = None,
+        compress: str | None = None,
+        keep: str | None = None,
         run_id: str | None = None,
         run_name: str | None = None,
         meter_provider: MeterProvider | None = None,
@@ -86,13 +103,15 @@ class Tracking:
     ) -> None:
         self.rank: Rank = detect()
         directory = project_dir if project_dir is not None else settings.PROJECT_DIR.get() or None
-        self._trackers: Mapping[str, _Maker]
-        self.left_out: Mapping[str, str]
-        """Trackers of `"all"` or the environment that can't be used, and why."""
-        if log_with is None:
-            self._trackers, self.left_out = _wanted_by_environment()
-        else:
-            self._trackers, self.left_out = _wanted(log_with, directory=directory or logging_dir)
+        self._delivery = _choice("delivery", delivery or settings.DELIVERY.get(), settings.DELIVERIES)
+        self._fsync = _choice("fsync", fsync or settings.FSYNC.get(), settings.FSYNCS)
+        self._compress = _choice("compress", compress or settings.COMPRESS.get(), settings.COMPRESSIONS)
+        if self._compress != "off" and not can_compress():
+            raise ConfigurationError("compress='zstd' needs zstandard: pip install 'otel-tracking[zstd]'")
+        self._keep = Keep.parse(keep if keep is not None else settings.KEEP.get())
+        self._trackers, self.left_out = choose(
+            log_with, has_directory=bool(directory or logging_dir), delivery=self._delivery
+        )
         self._project_dir = Path(directory if directory is not None else logging_dir or "outputs").absolute()
         self._logging_dir = None if logging_dir is None else Path(logging_dir).absolute()
         self._policies: RankPolicies = (
@@ -100,12 +119,14 @@ class Tracking:
             if ranks is None
             else parse(ranks, known={*discovery.known(), *self._trackers}, world_size=self.rank.world_size)
         )
-        self._delivery = _choice("delivery", delivery or settings.DELIVERY.get(), ("thread", "off"))
         self._run_id = run_id
         self._run_name = run_name or settings.RUN_NAME.get()
         self._budget = settings.BUDGET.get() if budget is None else _fraction("budget", budget)
         self._session: RunSession | None = None
         self._begun = False
+        self._attachments: dict[str, tuple[RunSession, Tracker]] = {}
+        self._last: _Begun | None = None
+        self._checkpoint: resuming.Checkpoint | None = None
         self._process = process()
         if meters is not None:
             self._process.provider.meters = tuple(meters)
@@ -116,18 +137,16 @@ class Tracking:
 
     # The tutorial's words
 
-    @property
-    def is_main_process(self) -> bool:
-        """Whether this is rank 0."""
-        return self.rank.is_main
-
     def init_trackers(
         self,
         project_name: str,
         config: Any = None,
         init_kwargs: Mapping[str, Mapping[str, Any]] | None = None,
+        *,
+        resume: str | os.PathLike[str] | None = None,
+        resume_from_step: int | None = None,
     ) -> None:
-        """Begin a run; one that this process is recording is ended first.
+        """Begin a run, or go on with one; one that this process is recording is ended first.
 
         Returns at once: trackers start on threads of their own.
 
@@ -135,24 +154,99 @@ class Tracking:
             project_name: What runs are collected under.
             config: Hyperparameters: a mapping, dataclass or namespace, nested, of any values.
             init_kwargs: By tracker: what its own start takes.
+            resume: The run to go on with: its id, or its directory. It has to exist. Default: the run of
+                the checkpoint that `load_state_dict` was given, if it was; else the run of `run_id`.
+            resume_from_step: Training goes on from that step again: what the run holds of that step and
+                later ones is void. TensorBoard hides it; the receipt says which trackers keep it.
 
         Raises:
-            ConfigurationError: `init_kwargs` names a tracker that is not used.
+            RunNotFound: There is no run to resume.
+            ConfigurationError: `init_kwargs` names a tracker that is not used; or the run to resume is
+                one of another project.
             JournalLocked, OSError: The run's journal can't be written.
         """
-        options = dict(init_kwargs or {})
+        options = {name: _without_secrets(given) for name, given in (init_kwargs or {}).items()}
         for name in options:
             if name not in self._trackers and name not in discovery.known():
                 used = ", ".join(self._trackers) or "none"
                 raise ConfigurationError(f"init_kwargs[{name!r}] is for no tracker of this run: {used}")
-        self._session = self._process.begin(self._request(str(project_name), options))
+        request = self._request(str(project_name), options)
+        if resume is not None:
+            request = resuming.resumed(request, resume, required=wants(request, self.rank))
+        elif self._checkpoint is not None:
+            request = self._checkpoint.resumed(request)
+        self._begin(_Begun(request, config))
+        if resume_from_step is not None:
+            self.rewind(resume_from_step)
+
+    def _begin(self, begun: _Begun) -> None:
+        self._session = self._process.begin(begun.request)
         self._begun = True
-        if config is not None:
-            self.store_init_configuration(config)
+        self._last = begun
+        if begun.config is not None:
+            self.store_init_configuration(begun.config)
+
+    def rewind(self, step: int) -> None:
+        """Training goes back to a step: what was recorded at that step and later ones is void.
+
+        Points stay in the journal; what a tracker can do about those it has, the receipt says.
+
+        Raises:
+            NotStarted: `init_trackers` has not been called.
+            ConfigurationError: The step is no integer of 64 bits.
+        """
+        if not self._begun:
+            raise NotStarted("call init_trackers(project_name) before rewind")
+        if isinstance(step, bool) or not (isinstance(step, Integral) and STEP_MIN <= step <= STEP_MAX):
+            raise ConfigurationError(f"training can't go on from step {step!r:.80}: an integer is needed")
+        self._process.recorder.entry(RecordType.REWIND, {}, step=int(step))
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint has to hold for the run to be gone on with: see `load_state_dict`.
+
+        Waits for the ranks to agree on the run's name, if they have not. JSON values.
+
+        Raises:
+            NotStarted: `init_trackers` has not been called.
+        """
+        if self._last is None:
+            raise NotStarted("call init_trackers(project_name) before state_dict")
+        if self._session is not None and self._session.identity is None:
+            self._session.ready.wait(_START_TIMEOUT)
+        return resuming.Checkpoint(self._last.request.project, self.run_id).state()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on with the run of a checkpoint: at the next `init_trackers`, or at once if a run has begun.
+
+        A run that has begun, and is another, is ended, with a warning: load before `init_trackers`, if
+        you can. The names are those that Accelerate's `register_for_checkpointing` asks for.
+
+        Args:
+            state: From `state_dict`.
+
+        Raises:
+            ConfigurationError: It is not; or it is one of a run of another project.
+        """
+        checkpoint = resuming.Checkpoint.of(state)
+        self._checkpoint = checkpoint
+        if self._last is None or self._session is None or self._session.ended:
+            return
+        if not checkpoint.run_id or checkpoint.run_id == self.state_dict()["run_id"]:
+            return
+        request = checkpoint.resumed(self._last.request)
+        _LOG.warning(
+            "the run %s is ended and %s, the checkpoint's, is gone on with; "
+            "load the checkpoint before init_trackers and there will be one run only",
+            self.run_id,
+            checkpoint.run_id,
+        )
+        self._begin(_Begun(replace(request, ordinal=self._process.next_ordinal), self._last.config))
 
     def store_init_configuration(self, values: Any) -> None:
-        """Add hyperparameters; later keys win."""
-        self._process.recorder.entry(RecordType.CONFIG, {"config": to_jsonable(values)})
+        """Add hyperparameters; later keys win. What looks like a secret is not recorded, and warned of."""
+        config, secrets = redact(to_jsonable(values))
+        _warn_of_secrets(secrets)
+        self._process.recorder.entry(RecordType.CONFIG, {"config": config})
 
     def log(
         self,
@@ -174,6 +268,11 @@ class Tracking:
             raise NotStarted("call init_trackers(project_name) before log")
         self._process.recorder.log(values, step=step, options=log_kwargs)
 
+    def _media_recorder(self) -> MediaRecorder:
+        if not self._begun:
+            raise NotStarted("call init_trackers(project_name) before logging media")
+        return self._process.recorder
+
     def log_text(self, values: Mapping[str, str], step: int | None = None) -> None:
         """Record texts by name."""
         self.log({name: str(text) for name, text in values.items()}, step=step)
@@ -192,6 +291,7 @@ class Tracking:
 
         Raises:
             ConfigurationError: The tracker is not among `log_with`.
+            NativeHandleUnavailable: It runs in the sidecar, and allows no second process.
             NotStarted: `init_trackers` has not been called, or the tracker could not be started.
         """
         if name not in self._trackers:
@@ -205,6 +305,8 @@ class Tracking:
         if session is None or not session.in_this_process or not self._policies.wants(name, self.rank):
             return Blank()
         session.ready.wait(_START_TIMEOUT)
+        if self._delivery == "process":
+            return self._attached(session, name, unwrap=unwrap)
         follower = session.followers.get(name)
         if follower is None:
             raise NotStarted(f"{name!r} is not running: {session.left_out.get(name, 'delivery is off')}")
@@ -212,7 +314,13 @@ class Tracking:
         if tracker is None:
             errors = follower.receipt(int).errors
             raise NotStarted(f"{name!r} has not started: {next(iter(errors), 'it is still starting')}")
-        return tracker.native if unwrap else tracker.handle
+        return _object_of(tracker, unwrap=unwrap)
+
+    def _attached(self, session: RunSession, name: str, *, unwrap: bool) -> Any:
+        if name not in self._attachments or self._attachments[name][0] is not session:
+            self._attachments[name] = session, session.attached(name, _START_TIMEOUT)
+        tracker = self._attachments[name][1]
+        return _object_of(tracker, unwrap=unwrap)
 
     def flush(self, timeout: float = 30.0) -> bool:
         """Wait until all that was recorded is stored in every tracker; False after `timeout` seconds."""
@@ -277,103 +385,41 @@ class Tracking:
             policies=self._policies,
             init_kwargs=init_kwargs,
             budget=self._budget,
-            deliver=self._delivery == "thread",
+            delivery=self._delivery,
+            fsync=self._fsync,
+            compress=self._compress == "zstd",
+            keep=self._keep,
             ordinal=self._process.next_ordinal,
         )
 
 
-class Blank:
-    """Stands for a tracker on ranks that don't record: every attribute, item and call is itself.
+@dataclass(frozen=True, slots=True)
+class _Begun:
+    """What `init_trackers` was told."""
 
-    Empty as a collection, false as a condition.
-    """
-
-    def __getattr__(self, name: str) -> Blank:
-        if name.startswith("__"):
-            raise AttributeError(name)
-        return self
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Blank:
-        """Nothing is done."""
-        return self
-
-    def __enter__(self) -> Blank:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        return None
-
-    def __getitem__(self, key: object) -> Blank:
-        return self
-
-    def __setitem__(self, key: object, value: object) -> None:
-        """Nothing is kept."""
-
-    def __setattr__(self, name: str, value: object) -> None:
-        """Nothing is kept."""
-
-    def __iter__(self) -> Iterator[Blank]:
-        return iter(())
-
-    def __len__(self) -> int:
-        return 0
+    request: RunRequest
+    config: Any
 
 
-class _Maker:
-    """Makes trackers of one class; an instance that the user made is used as it is."""
-
-    def __init__(self, source: type[Tracker] | Tracker) -> None:
-        self._source = source
-
-    def __call__(self) -> Tracker:
-        return self._source() if isinstance(self._source, type) else self._source
+def _object_of(tracker: Tracker, *, unwrap: bool) -> Any:
+    if not unwrap:
+        return tracker.handle
+    tracker.enter()
+    return tracker.native
 
 
-def _wanted_by_environment() -> tuple[dict[str, _Maker], dict[str, str]]:
-    """The trackers by name, and why others are left out. They never lack a directory: there is a default."""
-    trackers, left_out = discovery.load_available(discovery.named_by_environment())
-    for reason in left_out.values():
-        _LOG.warning("%s The journal is kept.", reason)
-    return {name: _Maker(tracker) for name, tracker in trackers.items()}, left_out
+def _without_secrets(options: Any) -> Any:
+    """A tracker's `init_kwargs`; of a `config` in it, what may be recorded."""
+    if not isinstance(options, Mapping):
+        return options
+    config, secrets = redact(to_jsonable(options.get("config")))
+    _warn_of_secrets(secrets)
+    return {**options, "config": config} if secrets else options
 
 
-def _wanted(
-    log_with: LogWith | Iterable[LogWith], *, directory: object
-) -> tuple[dict[str, _Maker], dict[str, str]]:
-    """The trackers by name, and what `all` leaves out."""
-    items: Iterable[LogWith]
-    if isinstance(log_with, str):
-        items = [name for part in log_with.split(",") if (name := part.strip())]
-    elif isinstance(log_with, Iterable):
-        items = log_with
-    else:
-        items = [log_with]
-    makers: dict[str, _Maker] = {}
-    left_out: dict[str, str] = {}
-    for item in items:
-        if item == discovery.ALL:
-            trackers, left_out = discovery.load_available(discovery.known())
-            for name, tracker in trackers.items():
-                if tracker.requires_logging_directory and directory is None:
-                    left_out[name] = str(LoggingDirectoryRequired(name))
-                else:
-                    makers.setdefault(name, _Maker(tracker))
-            continue
-        name, source = (item, discovery.load(item)) if isinstance(item, str) else (_name_of(item), item)
-        if source.requires_logging_directory and directory is None:
-            raise LoggingDirectoryRequired(name)
-        makers[name] = _Maker(source)
-    return makers, {name: reason for name, reason in left_out.items() if name not in makers}
-
-
-def _name_of(item: object) -> str:
-    """The name of a tracker that is given as a class or an instance; it becomes part of file names."""
-    if not (isinstance(item, Tracker) or (isinstance(item, type) and issubclass(item, Tracker))):
-        raise ConfigurationError(f"log_with takes names, Tracker classes and instances, not {item!r:.200}")
-    name: object = getattr(item, "name", None)
-    if not (isinstance(name, str) and _NAME.fullmatch(name)):
-        raise ConfigurationError(f"a tracker's name is letters, digits, `_` and `-`, not {name!r:.200}")
-    return name
+def _warn_of_secrets(names: Sequence[str]) -> None:
+    if names:
+        _LOG.warning("these look like secrets, and are not recorded: %s", ", ".join(names[:20]))
 
 
 def _choice(what: str, value: str, known: Sequence[str]) -> str:

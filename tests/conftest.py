@@ -14,9 +14,26 @@ import pytest
 from otel_tracking.provider import TrackingMeterProvider
 from otel_tracking.recorder import Recorder
 from otel_tracking.records import RunStatus
+from otel_tracking.steps import set_step
 
 # Of the machine the tests run on: a job's ranks, a shell's exporters, somebody's accounts.
-FOREIGN_PREFIXES = ("OTEL_", "SLURM_", "OMPI_", "PMI_", "TORCHELASTIC_", "ACCELERATE_", "WANDB_", "MLFLOW_")
+FOREIGN_PREFIXES = (
+    "ACCELERATE_",
+    "AIM_",
+    "CLEARML_",
+    "COMET_",
+    "DVCLIVE_",
+    "DVC_",
+    "MLFLOW_",
+    "OMPI_",
+    "OTEL_",
+    "PMI_",
+    "SLURM_",
+    "SWANLAB_",
+    "TORCHELASTIC_",
+    "TRACKIO_",
+    "WANDB_",
+)
 FOREIGN_NAMES = {
     "RANK",
     "WORLD_SIZE",
@@ -28,10 +45,17 @@ FOREIGN_NAMES = {
 }
 
 QUIET_AND_OFFLINE = {
+    "AIM_UI_TELEMETRY_ENABLED": "0",
+    "CLEARML_OFFLINE_MODE": "1",
+    "COMET_LOGGING_CONSOLE": "ERROR",
+    "COMET_START_ONLINE": "0",
+    "DVC_NO_ANALYTICS": "true",
     "GIT_PYTHON_REFRESH": "quiet",
     "MLFLOW_DISABLE_TELEMETRY": "true",
+    "HF_HUB_OFFLINE": "1",
     "MLFLOW_LOGGING_LEVEL": "WARNING",
     "OMP_NUM_THREADS": "1",
+    "SWANLAB_MODE": "offline",
     "WANDB_ERROR_REPORTING": "false",
     "WANDB_MODE": "offline",
     "WANDB_SILENT": "true",
@@ -54,26 +78,66 @@ def pytest_configure(config: pytest.Config) -> None:
     home = tempfile.TemporaryDirectory(prefix="otel-tracking-tests-", ignore_cleanup_errors=True)
     config.stash[_home] = home
     os.environ.update(QUIET_AND_OFFLINE)
-    for name in ("HOME", "WANDB_CACHE_DIR", "WANDB_CONFIG_DIR", "WANDB_DATA_DIR"):
+    for name in (
+        "HOME",
+        "CLEARML_CACHE_DIR",
+        "TRACKIO_DIR",
+        "WANDB_CACHE_DIR",
+        "WANDB_CONFIG_DIR",
+        "WANDB_DATA_DIR",
+    ):
         directory = Path(home.name, name.lower())
         directory.mkdir()
         os.environ[name] = str(directory)
+
+
+LONGEST = (
+    "test_contract.py",
+    "test_outage.py",
+    "test_exit_paths.py",
+    "test_stub_server.py",
+    "test_kills.py",
+    "test_mlflow.py",
+    "test_training.py",
+    "test_every_point.py",
+    "test_all_at_once.py",
+    "test_sweep.py",
+    "test_examples.py",
+    "test_upstreams_cases.py",
+    "test_distributed.py",
+    "test_exits.py",
+    "test_full_disk.py",
+)
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
     config.stash[_home].cleanup()
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Tests with `size` belong to `make soak` too; those that mount file systems, as root, to it alone.
+
+    Files that take longest come first, so that at the end no worker waits for the other.
+    """
+    items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))
     for item in items:
-        if "size" in getattr(item, "fixturenames", ()):
+        if {"size", "mounted"} & set(getattr(item, "fixturenames", ())):
             item.add_marker(pytest.mark.soak)
+    if not config.getoption("--full-size"):
+        items[:] = [item for item in items if "mounted" not in getattr(item, "fixturenames", ())]
 
 
 @pytest.fixture(autouse=True)
 def _own_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What a test or an SDK writes to the working directory stays in `tmp_path`."""
     monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture(autouse=True)
+def _own_step() -> Iterator[None]:
+    """The process's step ends with the test that set it."""
+    yield
+    set_step(None)
 
 
 @pytest.fixture(scope="session")
@@ -84,6 +148,23 @@ def size(pytestconfig: pytest.Config) -> Callable[[int, int], int]:
     """
     full_size = pytestconfig.getoption("--full-size")
     return lambda small, full: full if full_size else small
+
+
+@pytest.fixture
+def mounted(tmp_path: Path) -> Iterator[Callable[..., Path]]:
+    """`mounted(name, *options)`: a directory in `tmp_path` on which `mount *options` put a file system."""
+    places: list[Path] = []
+
+    def mount(name: str, *options: str) -> Path:
+        place = tmp_path / name
+        place.mkdir(exist_ok=True)
+        subprocess.run(["mount", *options, str(place)], check=True)
+        places.append(place)
+        return place
+
+    yield mount
+    for place in reversed(places):
+        subprocess.run(["umount", "--lazy", str(place)], check=True)
 
 
 @pytest.fixture

@@ -37,6 +37,12 @@ def bits(value: float) -> bytes:
     return struct.pack("<d", value)
 
 
+def double(value: bytes) -> float:
+    """The double that `bits` was given."""
+    (number,) = struct.unpack("<d", value)
+    return float(number)
+
+
 def as_float32(value: bytes) -> bytes:
     """The double that a 32-bit float of that value is."""
     (double,) = struct.unpack("<d", value)
@@ -45,6 +51,11 @@ def as_float32(value: bytes) -> bytes:
     except OverflowError:
         single = float("inf") if double > 0 else float("-inf")
     return bits(single)
+
+
+def of_distribution(key: str) -> bool:
+    """Whether a tracker's key is of a Histogram instrument's distribution rather than of its points."""
+    return "/distribution" in key
 
 
 def journal(run: Path) -> Points:
@@ -83,7 +94,7 @@ def wandb(run: Path) -> Points:
     points = defaultdict(list)
     for row in read_history(wandb_file(run)):
         for key, value in row.items():
-            if not key.startswith("_") and key != STEP:
+            if not key.startswith("_") and key != STEP and not of_distribution(key):
                 tag = WandbTracker.names.unescape(key)
                 points[tag].append(Point(row[STEP], bits(value), round(row["_timestamp"] * 1e9)))
     return points
@@ -91,7 +102,8 @@ def wandb(run: Path) -> Points:
 
 def mlflow_runs(project_dir: Path, project: str) -> list[Run]:
     """The runs of a project in the default store."""
-    client = mlflow.MlflowClient(f"sqlite:///{project_dir}/mlflow.db")
+    # MLflow keeps one connection a URI: a relative path would be that of the first test.
+    client = mlflow.MlflowClient(f"sqlite:///{project_dir.absolute()}/mlflow.db")
     experiment = client.get_experiment_by_name(project)
     return list(client.search_runs([experiment.experiment_id])) if experiment else []
 
@@ -105,4 +117,5 @@ def mlflow_points(project_dir: Path, run: Run) -> Points:
             for m in client.get_metric_history(run.info.run_id, key)
         ]
         for key in run.data.metrics
+        if not of_distribution(key)
     }

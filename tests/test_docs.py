@@ -17,6 +17,15 @@ def test_links_lead_somewhere(document: Path) -> None:
         assert "://" in target or (document.parent / target).exists(), target
 
 
+@pytest.mark.parametrize("document", ["tutorial", "accelerate"])
+def test_tests_that_are_named_exist(document: str) -> None:
+    named = re.findall(r"`([a-z_]+\.py)::(test_\w+)`", (ROOT / "docs" / f"{document}.md").read_text())
+    assert len(named) > 15
+    for file, test in named:
+        (path,) = (ROOT / "tests").rglob(file)
+        assert f"\ndef {test}(" in path.read_text(), f"{file}::{test}"
+
+
 def test_every_variable_is_documented() -> None:
     sources = "".join(path.read_text() for path in (ROOT / "otel_tracking").rglob("*.py"))
     documented = (ROOT / "docs" / "configuration.md").read_text()

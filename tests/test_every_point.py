@@ -78,8 +78,8 @@ def single(points: Points) -> dict[str, list[tuple[int, bytes]]]:
 
 
 def test_an_unmodified_program(tmp_path: Path, size: Callable[[int, int], int]) -> None:
-    count = size(100_000, 1_000_000)
-    receipt = launch(tmp_path, UNMODIFIED, str(count), timeout=size(300, 1800)).stderr
+    count = size(20_000, 100_000)
+    receipt = launch(tmp_path, UNMODIFIED, str(count), timeout=300).stderr
     assert receipt.count(f"delivered {count:,}  pending 0  dropped 0") == 3
 
     expected: dict[str, list[tuple[int, bytes]]] = {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import logging
 import threading
 import time
@@ -15,14 +16,17 @@ import pytest
 from otel_tracking.cursor import Cursor
 from otel_tracking.errors import ConfigurationError, Retry
 from otel_tracking.feed import Feed
-from otel_tracking.followers import Budget, Follower
-from otel_tracking.journal.format import RecordType
+from otel_tracking.followers import Follower
+from otel_tracking.journal.format import SLOT, RecordType
 from otel_tracking.journal.reader import PointCounter
+from otel_tracking.journal.seal import BLOCK_SLOTS
 from otel_tracking.names import NameRule
+from otel_tracking.pace import Budget
 from otel_tracking.recorder import Recorder
-from otel_tracking.records import Batch, Config, RunInfo, RunStatus, Text, TrackerReceipt, Written
+from otel_tracking.records import Batch, Config, Receipt, RunInfo, RunStatus, Text, TrackerReceipt, Written
 from otel_tracking.testing import RecordingTracker
 from otel_tracking.tracker import Pacing
+from tests.damage import flip, unseal
 
 DEADLINE = 60.0
 
@@ -307,7 +311,7 @@ def test_what_a_rewritten_run_refuses_is_counted_anew(bench: Bench) -> None:
     class Refusing(_Rewinding):
         def write(self, batch: Batch) -> Written:
             super().write(batch)
-            return Written(len(batch) - 2, rejected={"too early": 2})
+            return Written(len(batch) - 2, rejected={"too early": [0, 1]})
 
     first = Refusing()
     first.begin = lambda run: run.position
@@ -334,12 +338,12 @@ def test_altered_rejected_and_not_stored_add_up(bench: Bench) -> None:
             super().write(batch)
             odd = int((batch.steps % 2 == 1).sum())
             return Written(
-                len(batch) - odd, altered={"rounded": len(batch) - odd}, rejected={"odd step": odd}
+                len(batch) - odd, altered={"rounded": len(batch) - odd}, rejected={"odd step": range(odd)}
             )
 
         def write_text(self, text: Text) -> Written:
             super().write_text(text)
-            return Written(0, rejected={"no texts here": 1})
+            return Written(0, rejected={"no texts here": [0]})
 
         def write_config(self, config: Config) -> Written:
             super().write_config(config)
@@ -353,8 +357,24 @@ def test_altered_rejected_and_not_stored_add_up(bench: Bench) -> None:
     assert receipt.dropped == {"odd step": 100}
     assert receipt.delivered == 100
     assert receipt.altered == {"rounded": 100}
-    assert receipt.not_stored == {"no texts here": 1, "long values are cut": 1}
+    assert receipt.stored_altered == {"long values are cut": 1}
+    assert receipt.not_stored == {"no texts here": 1}
     assert adds_up(receipt)
+    shown = str(Receipt("run", 200, {}, {"picky": receipt}))
+    assert "dropped 100  altered 100" in shown
+    assert "    stored altered: 1 x long values are cut\n    not stored: 1 x no texts here" in shown
+
+
+def test_a_cursor_of_an_earlier_release(bench: Bench) -> None:
+    """What it counted stays, under the one name that there was."""
+    path = bench.directory / "cursor.json"
+    bench.end(bench.follow(RecordingTracker()))
+    content = json.loads(path.read_text())
+    del content["stored_altered"]
+    path.write_text(json.dumps(content | {"not_stored": {"a table is HTML": 2}}))
+    cursor = Cursor.load(path)
+    assert cursor is not None
+    assert (cursor.stored_altered, cursor.not_stored) == ({}, {"a table is HTML": 2})
 
 
 def test_the_numbers_add_up_at_any_moment_for_any_reader(bench: Bench) -> None:
@@ -363,7 +383,7 @@ def test_the_numbers_add_up_at_any_moment_for_any_reader(bench: Bench) -> None:
 
         def write(self, batch: Batch) -> Written:
             super().write(batch)
-            return Written(len(batch) - 1, rejected={"first": 1})
+            return Written(len(batch) - 1, rejected={"first": [0]})
 
     calls = itertools.count()
 
@@ -414,7 +434,7 @@ def test_the_numbers_add_up_at_any_moment_for_any_reader(bench: Bench) -> None:
 
 @pytest.mark.parametrize(
     "returned",
-    [None, Written(1), Written(3), Written(2, rejected={"x": 1})],
+    [None, Written(1), Written(3), Written(2, rejected={"x": [0]})],
     ids=["none", "less", "more", "twice"],
 )
 def test_a_tracker_that_does_not_account_for_its_points_is_stopped(
@@ -560,11 +580,11 @@ def test_backoff_grows_and_is_short_while_someone_waits(bench: Bench) -> None:
     assert until(lambda: len(tries) == 3)
     assert tries[2] - tries[1] >= 0.4, "0.8 s less jitter"
     for _ in range(6):  # as if it had been down for long
-        follower._failures += 1
+        follower._failures.in_a_row += 1
     with follower.hurried():
         count = len(tries)
         assert until(lambda: len(tries) == count + 3, timeout=6), "each within a second"
-    assert bench.receipt(follower).state == "retrying"
+    assert bench.receipt(follower).state == "unavailable"
 
 
 # Pace
@@ -650,9 +670,210 @@ def test_a_damaged_journal_fails_one_delivery_with_its_reason(bench: Bench) -> N
     tracker = RecordingTracker()
     bench.recorder.close(RunStatus.FINISHED)
     segment = next((bench.directory / "journal").glob("*.segment"))
+    unseal(bench.directory)
     segment.write_bytes(b"not a segment at all" + segment.read_bytes()[20:])
     follower = bench.follow(tracker)
     assert follower.done.wait(DEADLINE)
     (reason,) = follower.receipt(lambda: 0).errors
     assert "UnsupportedJournal" in reason
     assert follower.receipt(lambda: 0).state == "failed"
+
+
+@pytest.mark.parametrize("delivered_before", [False, True])
+def test_what_is_damaged_is_dropped_and_counted(bench: Bench, delivered_before: bool) -> None:
+    """The numbers add up, whether the tracker had got it before the damage or not."""
+    bench.log(3_000)
+    tracker = RecordingTracker()
+    if delivered_before:
+        first = bench.follow(tracker)
+        assert bench.flush(first)
+        first.abandon()
+        assert first.done.wait(DEADLINE)
+    bench.log(3_000, start=3_000)
+    bench.recorder.close(RunStatus.FINISHED)
+    (segment,) = (bench.directory / "journal").glob("*.segment")
+    for block in (0, 2):
+        flip(segment, (block * BLOCK_SLOTS + 100) * SLOT * 8)
+    then = RecordingTracker()
+    receipt = bench.end(bench.follow(then))
+    (lost,) = receipt.dropped.values()
+    got = {point.step for point in [*tracker.points("a"), *then.points("a")]}
+    assert receipt.recorded == 12_000
+    assert receipt.delivered == 2 * len(got)
+    assert receipt.delivered + lost == 12_000
+    assert receipt.pending == 0
+    # The cursor lies in the second of the damaged blocks.
+    assert (lost > 3 * BLOCK_SLOTS // 2) is not delivered_before
+    assert receipt.dropped == {"damaged in the journal": lost}
+
+
+# One at a time
+
+
+def test_one_process_delivers_and_the_next_goes_on_from_there(bench: Bench) -> None:
+    bench.log(10)
+    tracker = RecordingTracker()
+    first = bench.follow(tracker)
+    assert bench.flush(first)
+    waiting = RecordingTracker()
+    second = bench.follow(waiting)
+    bench.log(10, start=10)
+    assert bench.flush(first)
+    assert bench.receipt(second).state == "waiting for another process that delivers it"
+    bench.end(first)
+    assert second.started.wait(DEADLINE)
+    bench.log(10, start=20)
+    assert bench.flush(second)
+    assert [point.step for point in tracker.points("a")] == list(range(20))
+    assert [point.step for point in waiting.points("a")] == list(range(20, 30))
+    assert bench.receipt(second).delivered == 60
+    bench.end(second)
+
+
+def test_who_only_helps_out_leaves_when_another_has_delivered_all(bench: Bench) -> None:
+    bench.log(10)
+    first = bench.follow(RecordingTracker())
+    assert bench.flush(first)
+    idle = RecordingTracker()
+    info = RunInfo("p", "r", "r", bench.directory, bench.directory)
+    journal, path = bench.directory / "journal", bench.directory / "cursor.json"
+    second = Follower(lambda: idle, info, journal, Cursor("recording"), path, Budget(1.0), helps_out=True)
+    threading.Thread(target=second.run, daemon=True).start()
+    assert not second.done.wait(0.5)
+    assert not second.stuck()
+    assert bench.receipt(second).state == "waiting for another process that delivers it"
+    bench.end(first)
+    assert second.done.wait(DEADLINE)
+    assert idle.calls == []
+    assert bench.receipt(second).state == "finished"
+    assert bench.receipt(second).delivered == 20
+
+
+# Getting on
+
+
+def test_who_works_or_has_nothing_to_do_is_not_stuck(bench: Bench) -> None:
+    class Impatient(RecordingTracker):
+        patience = 0.5
+
+    def work() -> None:
+        until = time.thread_time() + 2.0
+        while time.thread_time() < until:
+            pass
+
+    faults: dict[str, Callable[[], object]] = {}
+    tracker = Impatient(faults=faults)
+    follower = bench.follow(tracker)
+    bench.log(1)
+    assert bench.flush(follower)
+    time.sleep(0.6)
+    faults["write"] = work
+    bench.log(1)
+    follower.end(RunStatus.FINISHED)
+    assert not follower.stuck(), "it had nothing to do"
+    while not follower.done.wait(0.05):
+        assert not follower.stuck()
+    assert bench.receipt(follower).state == "finished"
+
+
+@pytest.mark.parametrize("fault", [threading.Event().wait, lambda: 1 / 0], ids=["hangs", "raises"])
+def test_who_hangs_or_fails_is_stuck_after_a_while(bench: Bench, fault: Callable[[], object]) -> None:
+    class Impatient(RecordingTracker):
+        patience = 0.5
+
+    faults = {"write": fault}
+    follower = bench.follow(Impatient(faults=faults))
+    assert follower.started.wait(DEADLINE)
+    bench.log(1)
+    deadline = time.monotonic() + DEADLINE
+    while not follower.stuck():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    bench.running.remove(follower)
+    follower.abandon()
+
+
+STARVED = """
+import multiprocessing, os, threading, time
+from otel_tracking.pace import Progress
+
+def spin():
+    while True:
+        pass
+
+def follow():
+    os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 19)
+    progress.watch()
+    spin()
+
+if __name__ == "__main__":
+    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+    others = [multiprocessing.Process(target=spin, daemon=True) for _ in range(3)]
+    for other in others:
+        other.start()
+    progress = Progress()
+    threading.Thread(target=follow, daemon=True).start()
+    begin = time.monotonic()
+    progress.idle(working_counts=False)
+    while time.monotonic() < begin + 3:
+        time.sleep(0.05)
+    print(progress.idle(working_counts=False))
+    for other in others:
+        other.kill()
+"""
+
+
+def test_who_gets_no_processor_is_not_stuck(run_script: Callable[..., Any]) -> None:
+    assert float(run_script(STARVED).stdout) < 1.5
+
+
+WAITING = """
+import sys, threading, time
+from pathlib import Path
+import otel_tracking as ot
+from otel_tracking import tracking
+from otel_tracking.errors import NotStarted
+from otel_tracking.testing import RecordingTracker
+
+class Slow(RecordingTracker):
+    def start(self, run):
+        time.sleep(4)
+        return super().start(run)
+
+def work():
+    while True:
+        sum(range(1000))
+
+tracking._FAILING_TIMEOUT = 2.0
+if sys.argv[1] == "busy":
+    threading.Thread(target=work, daemon=True).start()
+run = ot.Tracking(log_with=[Slow()], project_dir="runs")
+run.init_trackers("p")
+try:
+    print(type(run.get_tracker("recording")).__name__)
+except NotStarted as error:
+    print(error)
+run.end_training()
+"""
+
+
+@pytest.mark.parametrize(("process", "said"), [("busy", "Slow"), ("quiet", "it is still starting")])
+def test_a_tracker_that_does_nothing_is_waited_for_while_the_process_is_busy(
+    run_script: Callable[..., Any], process: str, said: str
+) -> None:
+    assert run_script(WAITING, process).stdout.strip().endswith(said)
+
+
+def test_a_cursor_that_can_not_be_read_is_left_unlocked(bench: Bench) -> None:
+    follower = bench.follow(RecordingTracker())
+    bench.end(follower)
+    path = bench.directory / "cursor.json"
+    path.write_text("{")
+    info = RunInfo("p", "r", "r", bench.directory, bench.directory)
+    broken = Follower(
+        RecordingTracker, info, bench.directory / "journal", Cursor("recording"), path, Budget(1.0)
+    )
+    broken.run()
+    assert "remove the file" in next(iter(bench.receipt(broken).errors))
+    path.unlink()
+    bench.end(bench.follow(RecordingTracker()))

@@ -20,7 +20,8 @@ from otel_tracking.ranks import parse
 from otel_tracking.recorder import Recorder
 from otel_tracking.records import Rank, Receipt, RunStatus
 from otel_tracking.request import RunRequest
-from otel_tracking.runner import RunOnDisk, deliver, find_runs, receipt
+from otel_tracking.runner import deliver
+from otel_tracking.runs import RunOnDisk, find_runs, receipt
 from otel_tracking.session import RunSession
 from otel_tracking.testing import RecordingTracker
 from otel_tracking_exporters._wandb_file import read_wandb
@@ -122,7 +123,7 @@ class Project:
 
     def begin(self, *trackers: str, rank: Rank | None = None, **values: Any) -> tuple[Recorder, RunSession]:
         recorder = Recorder()
-        arguments = {"run_id": "run", "deliver": False, "load": lambda: ({}, {}), **values}
+        arguments = {"run_id": "run", "delivery": "off", "load": lambda: ({}, {}), **values}
         request = RunRequest("p", self.directory, names=trackers, **arguments)
         session = RunSession(recorder, request, rank or Rank())
         session.begin()
@@ -148,15 +149,15 @@ def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, 
         site.install(name)
     load = discovery.load
 
-    def remember(name: str) -> Callable[[], RecordingTracker]:
+    def remember(name: str) -> type[RecordingTracker]:
         tracker: Any = load(name)
 
-        def make() -> RecordingTracker:
-            instance: RecordingTracker = tracker()
-            instances[name].append(instance)
-            return instance
+        class Remembered(tracker):  # type: ignore[misc]
+            def __init__(self) -> None:
+                super().__init__()
+                instances[name].append(self)
 
-        return make
+        return Remembered
 
     monkeypatch.setattr(discovery, "load", remember)
     yield instances
@@ -226,6 +227,31 @@ def test_delivery_takes_no_longer_than_it_may(
     assert after.trackers["two"].delivered == 10
     assert after.trackers["one"].pending == 10
     release.set()
+
+
+@pytest.mark.parametrize("fault", [threading.Event().wait, lambda: 1 / 0], ids=["hangs", "raises"])
+def test_a_tracker_that_gets_nowhere_is_given_up(
+    project: Project,
+    made: dict[str, list[RecordingTracker]],
+    monkeypatch: pytest.MonkeyPatch,
+    fault: Callable[[], object],
+) -> None:
+    project.record("one", "two")
+
+    class Stuck(RecordingTracker):
+        name = "one"
+        patience = 0.3
+
+        def __init__(self) -> None:
+            super().__init__(faults={"write": fault})
+
+    load = discovery.load
+    monkeypatch.setattr(discovery, "load", lambda name: Stuck if name == "one" else load(name))
+    begun = time.monotonic()
+    after = deliver(only(project.directory), RunStatus.FINISHED, timeout=600, patience=0.5)
+    assert 0.5 < time.monotonic() - begun < 60
+    assert after.trackers["two"].delivered == 10
+    assert after.trackers["one"].pending == 10
 
 
 def test_ranks_are_delivered_each_and_added_up(

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from random import Random
 from typing import Any, ClassVar, TypeAlias
 
 import numpy as np
@@ -34,7 +35,7 @@ from tensorboard.backend.event_processing.event_accumulator import (  # type: ig
     EventAccumulator,
 )
 
-from otel_tracking.records import Batch, Kind, RunInfo, RunStatus, Written
+from otel_tracking.records import Batch, Kind, Media, MediaKind, RunInfo, RunStatus, Written
 from otel_tracking.sdk_exporters import TrackerMetricExporter, TrackerSpanExporter
 from otel_tracking.tracker import Pacing, Tracker
 from otel_tracking_exporters._wandb_file import read_history
@@ -50,6 +51,7 @@ class Log:
 
     runs: list[RunInfo] = field(default_factory=list)
     batches: list[Batch] = field(default_factory=list)
+    media: list[Media] = field(default_factory=list)
     threads: set[int] = field(default_factory=set)
     finished: list[RunStatus] = field(default_factory=list)
     before_write: Callable[[], object] = lambda: None
@@ -92,6 +94,11 @@ class RecordingTracker(Tracker):
         self.log.before_write()
         self.log.batches.append(batch)
         return Written(len(batch))
+
+    def write_media(self, media: Media) -> Written:
+        self._note()
+        self.log.media.append(media)
+        return Written(1)
 
     def confirm(self, *, flush: bool = False) -> int:
         self._note()
@@ -254,6 +261,60 @@ class TestMetrics:
             provider.force_flush()
         assert log.points("latency/count") == [(0, 1.0), (1, 2.0), (2, 3.0)]
         assert log.points("latency/max") == [(0, 0.0), (1, 0.0), (2, 3.0)]
+
+    @pytest.mark.parametrize("temporality", [{}, CUMULATIVE])
+    def test_a_histogram_of_explicit_buckets_is_a_distribution(
+        self, log: Log, pipeline: Callable[..., MeterProvider], temporality: dict[type, Any]
+    ) -> None:
+        provider = pipeline(MetricExporter(preferred_temporality=temporality))
+        latency = provider.get_meter("train").create_histogram(
+            "latency", "s", explicit_bucket_boundaries_advisory=[1.0, 2.0, 5.0]
+        )
+        for values in ((0.5, 1.5, 1.5, 7.0), (1.5, 2.5)):
+            for value in values:
+                latency.record(value, {"kind": "io"})
+            provider.force_flush()
+            provider.force_flush()
+        first, second = log.media
+        assert {media.kind for media in log.media} == {MediaKind.HISTOGRAM}
+        assert {media.tag for media in log.media} == {"latency/distribution/kind.io"}
+        assert [media.step for media in log.media] == [0, 1]
+        assert first.details["edges"] == [0.5, 1.0, 2.0, 5.0, 7.0]
+        assert first.details["counts"] == [1.0, 2.0, 0.0, 1.0]
+        assert (first.details["count"], first.details["sum"]) == (4.0, 10.5)
+        assert (first.details["min"], first.details["max"]) == (0.5, 7.0)
+        assert second.details["counts"] == [1.0, 1.0]
+        assert (second.details["count"], second.details["sum"]) == (2.0, 4.0)
+        # Extremes of a cumulative stream are those since it began.
+        ends = [1.5, 2.0, 2.5] if not temporality else [0.5, 2.0, 7.0]
+        assert second.details["edges"] == ends
+        assert first.position < second.position
+
+    @pytest.mark.parametrize("temporality", [{}, CUMULATIVE])
+    def test_a_histogram_of_exponential_buckets_is_a_distribution(
+        self, log: Log, pipeline: Callable[..., MeterProvider], temporality: dict[type, Any]
+    ) -> None:
+        provider = pipeline(
+            MetricExporter(
+                preferred_aggregation={Histogram: ExponentialBucketHistogramAggregation(max_size=20)},
+                preferred_temporality=temporality,
+            )
+        )
+        sizes = provider.get_meter("train").create_histogram("sizes")
+        random = Random(4)
+        for step in (3, 8):
+            values = [random.lognormvariate(0, step) for _ in range(500)]
+            for value in [*values, 0.0]:
+                sizes.record(value, {"training.step": 5})
+            provider.force_flush()
+            details = log.media[-1].details
+            assert (log.media[-1].tag, log.media[-1].step) == ("sizes/distribution", 5)
+            assert details["count"] == sum(details["counts"]) == 501
+            assert details["sum"] == pytest.approx(sum(values))
+            edges = details["edges"]
+            for count, low, high in zip(details["counts"][1:], edges[1:], edges[2:], strict=False):
+                assert count == sum(low < value <= high for value in values)
+        assert len(log.media) == 2
 
     def test_every_observation_of_an_observable_gauge_is_a_point(
         self, log: Log, pipeline: Callable[..., MeterProvider]
@@ -554,14 +615,14 @@ class TestFailures:
         caplog: pytest.LogCaptureFixture,
     ) -> None:
         monkeypatch.setattr(
-            RecordingTracker, "write", lambda self, batch: Written(0, rejected={"too odd": len(batch)})
+            RecordingTracker, "write", lambda self, batch: Written(0, rejected={"too odd": range(len(batch))})
         )
         provider = pipeline()
         loss = provider.get_meter("train").create_gauge("loss")
         for _ in range(2):
             loss.set(1.0)
             provider.force_flush()
-        assert caplog.text.count("1 points were refused, and later ones will be: too odd") == 1
+        assert caplog.text.count("1 of 1 were refused, and later ones will be: too odd") == 1
 
     def test_what_the_tracker_itself_records_does_not_come_back(self, log: Log) -> None:
         provider = TracerProvider(shutdown_on_exit=False)
@@ -648,7 +709,7 @@ def stored_by_wandb(directory: Path) -> Stored:
     for row in read_history(folder):
         step = row["training/step"]
         for tag, value in row.items():
-            if not tag.startswith("_") and tag != "training/step":
+            if not tag.startswith(("_", "latency/distribution")) and tag != "training/step":
                 stored.setdefault(tag, []).append((step, float(value)))
     return stored
 
@@ -662,6 +723,7 @@ def stored_by_mlflow(directory: Path) -> Stored:
     return {
         tag: [(metric.step, metric.value) for metric in client.get_metric_history(run.info.run_id, tag)]
         for tag in run.data.metrics
+        if not tag.startswith("latency/distribution")
     }
 
 

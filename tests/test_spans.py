@@ -169,11 +169,8 @@ def test_an_ended_span_has_the_step_that_surrounds_it(tracer: Tracer) -> None:
     tracer.start_span("epoch").end()
     context.detach(token)
     otel_tracking.set_step(7)
-    try:
-        tracer.start_span("epoch").end()
-        tracer.start_span("epoch", attributes={"training.step": 8}).end()
-    finally:
-        otel_tracking.set_step(None)
+    tracer.start_span("epoch").end()
+    tracer.start_span("epoch", attributes={"training.step": 8}).end()
     assert steps("time/epoch") == [5, 6, 7, 8]
 
 

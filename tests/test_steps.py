@@ -45,7 +45,6 @@ class Bench:
 def bench(tmp_path: Path) -> Iterator[Bench]:
     made = Bench(tmp_path / "journal")
     yield made
-    set_step(None)
     if made.recorder.journal is not None:
         made.recorder.journal.close()
 

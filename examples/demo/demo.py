@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 from otel_tracking.identity import mint
-from otel_tracking.runner import find_runs, receipt
+from otel_tracking.runs import find_runs, receipt
 
 HERE = Path(__file__).parent
 OUTPUTS = Path(sys.argv[1] if len(sys.argv) > 1 else "outputs")

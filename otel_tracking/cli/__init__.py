@@ -6,7 +6,7 @@ import logging
 
 import typer
 
-from otel_tracking.cli import run
+from otel_tracking.cli import dead_letters, doctor, export, run, runs, show, sync, trackers, verify
 
 app = typer.Typer(
     name="otel-tracking",
@@ -16,6 +16,14 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command("run", context_settings={"ignore_unknown_options": True})(run.run)
+app.command("dead-letters")(dead_letters.dead_letters)
+app.command("export")(export.export)
+app.command("runs")(runs.runs)
+app.command("show")(show.show)
+app.command("sync")(sync.sync)
+app.command("verify")(verify.verify)
+app.command("trackers")(trackers.trackers)
+app.command("doctor")(doctor.doctor)
 
 
 @app.callback()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 import subprocess
 from pathlib import Path
@@ -16,9 +17,10 @@ from otel_tracking.cli.output import note
 from otel_tracking.errors import ConfigurationError
 from otel_tracking.ranks import parse
 from otel_tracking.records import RunStatus
-from otel_tracking.runner import deliver, find_runs
-
-_SITE = Path(__file__).parent.parent / "launcher" / "site"
+from otel_tracking.runner import deliver
+from otel_tracking.runs import find_runs
+from otel_tracking.runs import receipt as summary
+from otel_tracking.sidecar import SITE, is_running, wait_for_sidecar
 
 
 def run(
@@ -39,6 +41,14 @@ def run(
     run_name: Annotated[
         str, typer.Option(help="The run's name for people.", envvar=settings.RUN_NAME.variable)
     ] = "",
+    delivery: Annotated[
+        str,
+        typer.Option(
+            help="`thread`: trackers run on threads of the program; `process`: in a process of their own; "
+            "`off`: only the journal is written.",
+            envvar=settings.DELIVERY.variable,
+        ),
+    ] = "thread",
     ranks: Annotated[
         str,
         typer.Option(
@@ -55,6 +65,8 @@ def run(
             if name != discovery.ALL:
                 discovery.check(name)
         parse(ranks or None, known=known)
+        if delivery not in settings.DELIVERIES:
+            raise ConfigurationError(f"delivery can't be {delivery!r}: {', '.join(settings.DELIVERIES)}")
     except ConfigurationError as error:
         note(str(error))
         raise typer.Exit(2) from None
@@ -68,14 +80,15 @@ def run(
         settings.RUN_ID.variable: run_id,
         settings.RUN_NAME.variable: run_name,
         settings.RANKS.variable: ranks,
+        settings.DELIVERY.variable: delivery,
         # Programs that this one starts by other means than inheriting PYTHONPATH.
         "OTEL_PYTHON_METER_PROVIDER": "otel_tracking",
         "OTEL_PYTHON_TRACER_PROVIDER": "otel_tracking",
-        "PYTHONPATH": os.pathsep.join(filter(None, (str(_SITE), os.environ.get("PYTHONPATH")))),
+        "PYTHONPATH": os.pathsep.join(filter(None, (SITE, os.environ.get("PYTHONPATH")))),
     }
     code = _wait(command, environ)
     try:
-        _deliver(directory, run_id, code)
+        _deliver(directory, run_id, code, delivery)
     finally:
         raise typer.Exit(code if code >= 0 else 128 - code)
 
@@ -95,12 +108,21 @@ def _wait(command: list[str], environ: dict[str, str]) -> int:
     return child.wait()
 
 
-def _deliver(directory: Path, run_id: str, code: int) -> None:
+def _deliver(directory: Path, run_id: str, code: int, delivery: str) -> None:
     """What the program could not deliver itself, and the receipt."""
     status = RunStatus.FINISHED if code == 0 else RunStatus.KILLED if code < 0 else RunStatus.FAILED
     runs = list(find_runs(directory, run_id))
     if not runs:
-        note("nothing was recorded: the program sent no metrics and no spans through OpenTelemetry's API")
+        note(
+            f"nothing was recorded in {directory}: the program sent no metrics and no spans through "
+            "OpenTelemetry's API, or made a `Tracking` with a `project_dir` of its own"
+        )
+    timeout = settings.END_TIMEOUT.get()
     for run in runs:
-        receipt = deliver(run, status, settings.END_TIMEOUT.get())
+        if delivery == "process":
+            wait_for_sidecar(run.directory, timeout)
+        left_alone = delivery == "off" or is_running(run.directory)  # a sidecar that gets nowhere
+        receipt = summary(run) if left_alone else deliver(run, status, timeout)
         note(f"{receipt}\n  in {run.directory}")
+        if delivery == "off":
+            note(f"deliver it with: otel-tracking sync {shlex.quote(str(run.directory))}")

@@ -11,23 +11,39 @@ from otel_tracking.journal.entries import series_of
 from otel_tracking.journal.format import FLAG_AUTOMATIC_STEP, ID_MASK, PADDING, POINT, RECORD, RecordType
 from otel_tracking.journal.reader import JournalReader
 from otel_tracking.journal.stream import Points, RecordStream, entry_at
-from otel_tracking.records import Series
+from otel_tracking.records import Int64Array, Series
 
 
 def next_steps(directory: Path | int) -> list[tuple[Series, int]]:
     """The series of a journal, and where the automatic count of each goes on."""
     stream = RecordStream(directory)
-    steps = np.zeros(0, dtype=np.int64)
     try:
-        while (items := stream.read()) is not None:
-            steps = np.append(steps, np.zeros(len(stream.series) - len(steps), dtype=np.int64))
-            for item in items:
-                if isinstance(item, Points):
-                    counted = item.automatic()
-                    np.maximum.at(steps, item.index[counted], item.steps[counted] + 1)
+        steps = steps_until(stream, None)
     finally:
         stream.close()
     return list(zip(stream.series, steps.tolist(), strict=True))
+
+
+def steps_until(stream: RecordStream, end: int | None) -> Int64Array:
+    """(series,) where the automatic count of each of a stream's series goes on.
+
+    Args:
+        stream: Of which nothing has been read.
+        end: The position where a segment ends, up to which it is read; None is all.
+    """
+    steps = np.zeros(0, dtype=np.int64)
+    while (end is None or stream.position < end) and (items := stream.read()) is not None:
+        steps = np.append(steps, np.zeros(len(stream.series) - len(steps), dtype=np.int64))
+        for item in items:
+            if isinstance(item, Points):
+                counted = item.automatic()
+                np.maximum.at(steps, item.index[counted], item.steps[counted] + 1)
+            elif item.type == RecordType.STATE:
+                for content, step in item.content["steps"]:
+                    _, series = series_of({"id": 0, **content})
+                    index = stream.index_of(series)
+                    steps[index] = max(steps[index], step)
+    return steps
 
 
 def continued(journal: Path, reached: Iterable[tuple[Series, int]]) -> Iterator[bytes]:

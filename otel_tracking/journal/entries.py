@@ -22,6 +22,12 @@ class Entry:
     content: dict[str, Any]
 
 
+def gone(points: int, texts: int, began: int, position: int, *, removed: bool) -> Entry:
+    """Says that points and texts which were recorded between two positions are damaged, or removed."""
+    content = {"points": points, "texts": texts, "began": began, "removed": removed}
+    return Entry(RecordType.GONE, 0, 0, position, content)
+
+
 def entry_bytes(
     type_: RecordType, content: Mapping[str, Any], *, step: int = 0, time_ns: int | None = None
 ) -> bytes:
@@ -35,14 +41,13 @@ def entry_bytes(
     return record_bytes(type_, text.encode("ascii"), step=step, time_ns=time_ns)
 
 
-def series_bytes(id_: int, series: Series) -> bytes:
-    """The definition of a series id."""
+def series_content(series: Series) -> dict[str, Any]:
+    """A series as JSON values."""
     attributes = {
         key: {"list": list(value)} if isinstance(value, tuple) else value
         for key, value in series.attributes.items()
     }
-    content = {
-        "id": id_,
+    return {
         "tag": series.tag,
         "name": series.name,
         "kind": series.kind.value,
@@ -52,7 +57,11 @@ def series_bytes(id_: int, series: Series) -> bytes:
         "attributes": attributes,
         "group": series.group,
     }
-    return entry_bytes(RecordType.SERIES, content)
+
+
+def series_bytes(id_: int, series: Series) -> bytes:
+    """The definition of a series id."""
+    return entry_bytes(RecordType.SERIES, {"id": id_, **series_content(series)})
 
 
 def series_of(content: Mapping[str, Any]) -> tuple[int, Series]:

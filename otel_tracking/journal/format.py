@@ -73,6 +73,18 @@ class RecordType(enum.IntEnum):
     """A process begins to write: who it is, under which resource."""
     END = 7
     """The run ended, with that status."""
+    GONE = 8
+    """Made by readers, never written: what was recorded there is damaged."""
+    REWIND = 9
+    """Training goes on from a step again: what was recorded at that step and later is void."""
+    STATE = 10
+    """In the seal of a segment that was removed: what is known of it that later segments need."""
+    MEDIA = 11
+    """An image, a table, a file, ...; what it consists of lies in `media/`, named by its hash."""
+
+
+TEXTS: Final = frozenset({RecordType.TEXT, RecordType.MEDIA})
+"""What seals count as texts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,8 +140,8 @@ def segment_name(index: int) -> str:
 
 
 def segment_index(name: str) -> int | None:
-    """The index in a segment's file name; None if it is no segment's."""
+    """The index in the name of a segment's file, its seal included; None if it is no such name."""
     stem, _, suffix = name.partition(".")
-    if suffix != "segment" or not (stem.isascii() and stem.isdigit()):
+    if suffix not in ("segment", "segment.zst", "seal") or not (stem.isascii() and stem.isdigit()):
         return None
-    return int(stem) if segment_name(int(stem)) == name else None
+    return int(stem) if f"{int(stem):08d}" == stem else None

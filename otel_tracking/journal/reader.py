@@ -1,7 +1,4 @@
-"""The reading end of a journal: any number, in any process, while it is being written.
-
-A reader never maps: a file cut short under a map is a SIGBUS, `pread` just returns less.
-"""
+"""The reading end of a journal: any number, in any process, while it is being written."""
 
 from __future__ import annotations
 
@@ -12,8 +9,13 @@ from pathlib import Path
 from typing import Final
 
 from otel_tracking.errors import UnsupportedJournal
-from otel_tracking.journal.format import HEADER_SLOTS, SLOT, Header, position, segment_name
+from otel_tracking.journal import seal
+from otel_tracking.journal.compressed import open_source
+from otel_tracking.journal.format import HEADER_SLOTS, Header, position, segment_name
+from otel_tracking.journal.recovery import segments
 from otel_tracking.journal.scan import Run, Words, points_in, scan, words_of
+from otel_tracking.journal.sealed import SealedSegment
+from otel_tracking.journal.source import Missing, Source
 
 BLOCK_SLOTS: Final = 16 * 2**10
 """512 KiB, which stays in a processor's cache: what one `read` takes at most, unless one record is larger."""
@@ -31,6 +33,17 @@ class Block:
     """Position of slot 0 of `data`."""
     end: int
     """Position one past the last record: where the next `read` goes on."""
+    lost: int = 0
+    """Points that were recorded after these records, and are damaged."""
+    lost_texts: int = 0
+    """Texts, likewise."""
+    removed: bool = False
+    """Whether they were removed, rather than damaged."""
+
+    @property
+    def points(self) -> int:
+        """How many were recorded here, damaged ones included."""
+        return points_in(self.runs) + self.lost
 
 
 class JournalReader:
@@ -48,7 +61,8 @@ class JournalReader:
             self._directory = os.dup(directory)
         else:
             self._directory = os.open(directory, os.O_RDONLY | os.O_CLOEXEC)
-        self._file = -1
+        self._source: Source | None = None
+        self._sealed: SealedSegment | None = None
         self._index = -1
         self._slot = HEADER_SLOTS
         self._slots = 0
@@ -57,10 +71,24 @@ class JournalReader:
 
     def close(self) -> None:
         """Give up the descriptors."""
-        for descriptor in (self._file, self._directory):
-            if descriptor >= 0:
-                os.close(descriptor)
-        self._file = self._directory = -1
+        self._leave()
+        if self._directory >= 0:
+            os.close(self._directory)
+        self._directory = -1
+
+    def _leave(self) -> None:
+        if self._source is not None:
+            self._source.close()
+        self._source = self._sealed = None
+
+    def segments(self) -> list[int]:
+        """The indices of the segments that there are now, rising."""
+        return segments(self._directory)
+
+    def go_to(self, segment: int) -> None:
+        """Have the next `read` begin at the beginning of a segment."""
+        self._leave()
+        self._index = segment - 1
 
     @property
     def position(self) -> int:
@@ -73,51 +101,97 @@ class JournalReader:
         Raises:
             UnsupportedJournal: A segment is of another version, or its header is damaged.
         """
-        while self._file >= 0 or self._open_next():
-            # The size first: if the segment was cut by then, what is read afterwards is all of it.
-            size = os.fstat(self._file).st_size // SLOT
-            finished = size < self._slots
-            block = self._read(slots, min(size, self._slots))
+        while self._source is not None or self._open_next():
+            assert self._source is not None
+            if self._sealed is not None:
+                block, finished = self._read_sealed(self._sealed, slots), True
+            else:
+                # The size first: if the segment was cut by then, what is read afterwards is all of it.
+                size = self._source.slots
+                finished = size < self._slots
+                block = self._read(self._source, slots, min(size, self._slots))
             if block is not None:
                 return block
             if not (finished or self._slot >= self._slots) or not self._open_next():
                 return None
         return None
 
+    def pass_sealed(self) -> int | None:
+        """Go to the end of the next segment without reading it, if it is sealed; how many points it has."""
+        at_border = self._source is None or (self._sealed is not None and self._slot >= self._slots)
+        if not at_border or not self._open_next() or self._sealed is None:
+            return None
+        self._slot = self._slots
+        return int(self._sealed.seal.points.sum())
+
     def _open_next(self) -> bool:
-        index = self._index + 1
+        if self._open(self._index + 1):
+            return True
+        # They are made in order: one that is missing before another was taken away.
+        later = [index for index in self.segments() if index > self._index]
+        return bool(later) and self._open(later[0])
+
+    def _open(self, index: int) -> bool:
+        source: Source
+        known = None
         try:
-            file = os.open(segment_name(index), os.O_RDONLY | os.O_CLOEXEC, dir_fd=self._directory)
+            source = open_source(self._directory, index)
         except FileNotFoundError:
-            return False
+            known = seal.load(self._directory, index)
+            if known is None:
+                return False
+            source = Missing(removed=known.forgotten)
+        except UnsupportedJournal:
+            known = seal.load(self._directory, index)
+            if known is None:
+                raise
+            source = Missing(removed=False)  # the seal says what that loses
         try:
-            header = Header.unpack(os.pread(file, HEADER_SLOTS * SLOT, 0))
+            known = known or seal.load(self._directory, index)
+            slots = Header.unpack(source.read(0, HEADER_SLOTS)).slots if known is None else known.slots
         except UnsupportedJournal as error:
-            os.close(file)
+            source.close()
             raise UnsupportedJournal(f"{segment_name(index)}: {error}") from None
-        if self._file >= 0:
-            os.close(self._file)
-        self._file, self._index = file, index
-        self._slots, self._slot = header.slots, HEADER_SLOTS
+        self._leave()
+        self._source, self._index = source, index
+        self._sealed = None if known is None else SealedSegment(source, known)
+        self._slots, self._slot = slots, HEADER_SLOTS
         return True
 
-    def _read(self, slots: int, end: int) -> Block | None:
+    def _read_sealed(self, segment: SealedSegment, slots: int) -> Block | None:
+        self.torn = False
+        stretch = segment.read(self._slot, slots)
+        if stretch is None:
+            return None
+        first, self._slot = position(self._index, self._slot), stretch.end
+        end = position(self._index, self._slot)
+        return Block(
+            stretch.data,
+            words_of(stretch.data),
+            stretch.runs,
+            first,
+            end,
+            stretch.lost,
+            stretch.lost_texts,
+            removed=isinstance(self._source, Missing) and self._source.removed,
+        )
+
+    def _read(self, source: Source, slots: int, end: int) -> Block | None:
         while self._slot < end:
             count = min(slots, end - self._slot)
-            data = os.pread(self._file, count * SLOT, self._slot * SLOT)
-            found = scan(data)
+            found = scan(source.read(self._slot, count))
             self.torn = found.torn
             if found.stop:
-                return self._block(found.runs, found.stop)
+                return self._block(source, found.runs, found.stop)
             if not found.torn or count == end - self._slot:
                 return None
             slots *= 4  # the record is longer than what was read
         return None
 
-    def _block(self, runs: list[Run], stop: int) -> Block:
+    def _block(self, source: Source, runs: list[Run], stop: int) -> Block:
         # Read once more: the commit words were seen in the first copy, but a copy keeps no order,
         # so that only a later one is sure to have the payload that belongs to them.
-        data = os.pread(self._file, stop * SLOT, self._slot * SLOT)
+        data = source.read(self._slot, stop)
         first = position(self._index, self._slot)
         self._slot += stop
         return Block(data, words_of(data), runs, first, first + stop)
@@ -139,10 +213,13 @@ class PointCounter:
         """
         with self._lock:
             while until is None or self._reader.position < until:
-                block = self._reader.read()
-                if block is None:
+                sealed = self._reader.pass_sealed()
+                if sealed is not None:
+                    self._count += sealed
+                elif (block := self._reader.read()) is not None:
+                    self._count += block.points
+                else:
                     break
-                self._count += points_in(block.runs)
             return self._count
 
     def close(self) -> None:

@@ -4,22 +4,39 @@ from __future__ import annotations
 
 import contextlib
 import os
+from pathlib import Path
 
 from otel_tracking.errors import UnsupportedJournal
+from otel_tracking.journal import seal
+from otel_tracking.journal.compressed import compress, open_source
 from otel_tracking.journal.format import HEADER_SLOTS, SLOT, Header, segment_index, segment_name
+from otel_tracking.journal.media import remove_drafts
 from otel_tracking.journal.scan import scan
 
 
 def segments(directory: int) -> list[int]:
     """The indices of the segments in a directory (a descriptor), rising."""
-    indices = (segment_index(name) for name in os.listdir(directory))
+    indices = {segment_index(name) for name in os.listdir(directory)}
     return sorted(index for index in indices if index is not None)
 
 
-def repair(directory: int) -> int:
-    """Cut the last segments to their last whole record: reserved ones to nothing but a header.
+def last_segment(journal: Path) -> int:
+    """The index of the last segment of a journal; -1 if it has none."""
+    try:
+        descriptor = os.open(journal, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return -1
+    try:
+        return max(segments(descriptor), default=-1)
+    finally:
+        os.close(descriptor)
 
-    None is removed: a reader that has one open already sees that it is finished and goes on.
+
+def repair(directory: int) -> int:
+    """Cut the last segments to their last whole record, reserved ones to nothing but a header; seal all.
+
+    None is removed: a reader that has one open already sees that it is finished and goes on. Nor is one
+    cut that was sealed: what is damaged in it ends nothing.
 
     Returns:
         The index of the last segment, -1 if there is none.
@@ -30,19 +47,53 @@ def repair(directory: int) -> int:
     for name in os.listdir(directory):
         if name.endswith(".draft"):
             os.unlink(name, dir_fd=directory)
-    last = -1
-    for index in reversed(segments(directory)):
-        data = _read(directory, index)
+    remove_drafts(directory)
+    indices = segments(directory)
+    for index in reversed(indices):
+        if seal.load(directory, index) is not None:
+            break
+        try:
+            data = _read(directory, index)
+        except FileNotFoundError:  # it is compressed, and its seal is damaged
+            break
         try:
             Header.unpack(data)
         except UnsupportedJournal as error:
             raise UnsupportedJournal(f"{segment_name(index)}: {error}") from None
         whole = scan(data[HEADER_SLOTS * SLOT :]).stop
         cut(directory, index, HEADER_SLOTS + whole)
-        last = max(last, index)
         if whole:
             break
-    return last
+    seal_all(directory)
+    for name in os.listdir(directory):
+        # A process was killed after it had compressed a segment, and before it had removed it.
+        if name.removesuffix(".zst") != name and segment_index(name) is not None:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(name.removesuffix(".zst"), dir_fd=directory)
+    return max(indices, default=-1)
+
+
+def seal_all(directory: int, *, below: int | None = None, trusted: bool = False) -> None:
+    """Seal the segments that are not, as far as there is space.
+
+    Args:
+        directory: Descriptor of the journal's; nothing is written into the segments any more.
+        below: Leave out that segment and later ones.
+        trusted: As for `seal.make`.
+    """
+    with contextlib.suppress(OSError):  # what has no seal is read by its records' own marks
+        for index in segments(directory):
+            if (below is None or index < below) and not seal.exists(directory, index):
+                seal.make(directory, index, trusted=trusted, source=open_source(directory, index))
+
+
+def compress_all(directory: int) -> None:
+    """Compress the sealed segments that are not, as far as there is space."""
+    with contextlib.suppress(OSError):
+        for name in sorted(os.listdir(directory)):
+            index = segment_index(name)
+            if index is not None and name == segment_name(index) and seal.exists(directory, index):
+                compress(directory, index)
 
 
 def end(directory: int, index: int, slot: int) -> int:

@@ -23,6 +23,7 @@ from otel_tracking.journal.format import (
     RECORD,
     ROW,
     SLOT,
+    TEXTS,
     crc32c,
 )
 
@@ -48,6 +49,11 @@ class Run:
     payload: int = 0
     """Bytes of a row's values or a record's text."""
 
+    @property
+    def points_each(self) -> int:
+        """How many points each of the records holds."""
+        return 1 if self.kind == POINT else self.payload // 8 if self.kind == ROW else 0
+
 
 @dataclass(frozen=True, slots=True)
 class Scan:
@@ -65,11 +71,12 @@ def words_of(data: bytes) -> Words:
     return np.frombuffer(data, dtype="<i8", count=len(data) // SLOT * 4).reshape(-1, 4)
 
 
-def scan(data: bytes) -> Scan:
+def scan(data: bytes, *, trusted: bool = False) -> Scan:
     """Find the whole records from the first slot on.
 
     Args:
         data: Slots of a segment; a record must begin at the first byte.
+        trusted: Whether all of it is known to be undamaged, so that no record's CRC has to be looked at.
     """
     words = words_of(data)
     present = (words[:, _WORD] != 0) & (words[:, _TIME] != 0)
@@ -84,7 +91,7 @@ def scan(data: bytes) -> Scan:
             stop = edges[bisect.bisect_right(edges, at)]
             runs.append(Run(kind, at, stop))
         elif kind in (ROW, RECORD):
-            run = _long(data, words, present, at)
+            run = _long(data, words, present, at, trusted=trusted)
             if run is None:
                 return Scan(runs, at, True)
             runs.append(run)
@@ -95,7 +102,7 @@ def scan(data: bytes) -> Scan:
     return Scan(runs, at, False)
 
 
-def _long(data: bytes, words: Words, present: npt.NDArray[np.bool_], at: int) -> Run | None:
+def _long(data: bytes, words: Words, present: npt.NDArray[np.bool_], at: int, *, trusted: bool) -> Run | None:
     """The rows of one shape, or the one record, that begin at a slot; None if not whole."""
     word = int(words[at, _WORD])
     payload = (word >> 32) & 0xFFFFFFFF
@@ -104,17 +111,22 @@ def _long(data: bytes, words: Words, present: npt.NDArray[np.bool_], at: int) ->
     if word & KIND_MASK == ROW:
         heads = slice(at, len(words) - stride + 1, stride)
         count = _alike(words[heads, _WORD], present[heads], word)
-    good = 0
-    view = memoryview(data)
-    for record in range(count):
-        head = at + record * stride
-        rest = view[(head + 1) * SLOT : (head + stride) * SLOT]
-        if head + stride > len(words) or crc32c(bytes(rest)) != words[head, _CRC]:
-            break
-        good += 1
+    good = min(count, (len(words) - at) // stride)
+    if not trusted:
+        good = _undamaged(data, words, at, stride, good)
     if not good:
         return None
     return Run(word & KIND_MASK, at, at + good * stride, stride, (word >> 4) & ID_MASK, payload)
+
+
+def _undamaged(data: bytes, words: Words, at: int, stride: int, count: int) -> int:
+    """How many of the records there have the CRC that they should, from the first on."""
+    view = memoryview(data)
+    for record in range(count):
+        head = at + record * stride
+        if crc32c(bytes(view[(head + 1) * SLOT : (head + stride) * SLOT])) != words[head, _CRC]:
+            return record
+    return count
 
 
 def _alike(words: npt.NDArray[np.int64], present: npt.NDArray[np.bool_], word: int) -> int:
@@ -135,13 +147,12 @@ def _alike(words: npt.NDArray[np.int64], present: npt.NDArray[np.bool_], word: i
 
 def points_in(runs: Iterable[Run]) -> int:
     """How many points the records hold."""
-    count = 0
-    for run in runs:
-        if run.kind == POINT:
-            count += run.stop - run.start
-        elif run.kind == ROW:
-            count += (run.stop - run.start) // run.stride * (run.payload // 8)
-    return count
+    return sum((run.stop - run.start) // run.stride * run.points_each for run in runs)
+
+
+def is_text(run: Run) -> bool:
+    """Whether it is the record of a text or of media, which seals count together."""
+    return run.kind == RECORD and run.id in TEXTS
 
 
 assert ID_BITS + 4 == 32  # the id fills the rest of the word's lower half

@@ -23,13 +23,17 @@ FIRST_SEGMENT_SLOTS: Final = 2**20 // SLOT
 _PREFAULT_CHUNK: Final = 128 * 2**10
 _PREFAULT_PAUSE: Final = 0.0002
 _STOP_TIMEOUT: Final = 5.0
+_LEAST_SLOTS: Final = 64 * 2**10 // SLOT
+"""64 KiB: the smallest segment, on a disk that is nearly full."""
+_RETRY_PAUSE: Final = 1.0
+"""Seconds between looks for records that wait."""
 _MADV_POPULATE_WRITE: Final = 23  # Linux 5.14; `mmap` has no name for it
 
 
 class Segment:
     """A reserved, mapped file. `write` appends; ValueError says that the data does not fit."""
 
-    __slots__ = ("_map", "_next", "index", "size", "write")
+    __slots__ = ("_map", "_next", "capacity", "index", "size", "write")
 
     def __init__(self, directory: int, header: Header) -> None:
         """Create the file.
@@ -43,6 +47,7 @@ class Segment:
         """
         self.index = header.index
         self.size = header.slots * SLOT
+        self.capacity = self.size - HEADER_SLOTS * SLOT
         self._next: dict[int, Segment | None] = {}
         name, draft = segment_name(header.index), f"{segment_name(header.index)}.draft"
         descriptor = os.open(
@@ -123,6 +128,15 @@ def _reserve(descriptor: int, size: int) -> None:
     os.fsync(descriptor)
 
 
+def _fitting(directory: int, slots: int) -> int:
+    """How large a segment may be, in slots."""
+    if hasattr(os, "fstatvfs"):
+        disk = os.fstatvfs(directory)
+        while disk.f_blocks and slots * SLOT > disk.f_bavail * disk.f_frsize // 2 and slots > _LEAST_SLOTS:
+            slots //= 2
+    return slots
+
+
 class Reserve:
     """Keeps one segment ready. Its thread is the only one that makes segments.
 
@@ -135,8 +149,27 @@ class Reserve:
         capacity: The largest record, in bytes.
     """
 
-    def __init__(self, directory: int, *, first_index: int, rank: int, segment_slots: int) -> None:
+    def __init__(
+        self,
+        directory: int,
+        *,
+        first_index: int,
+        rank: int,
+        segment_slots: int,
+        on_full: Callable[[int], None],
+        refill: Callable[[], bool],
+        warn: Callable[[OSError], None],
+    ) -> None:
         """Make the first segment and start the thread.
+
+        Args:
+            directory: Descriptor of the journal's directory.
+            first_index: Of the first segment.
+            rank: As in the header.
+            segment_slots: Size of the segments after the first one.
+            on_full: Called with the index of each segment into which nothing more is written.
+            refill: Appends the records that wait; False if they need a segment that is not made yet.
+            warn: Called when records wait, and there is no space.
 
         Raises:
             OSError: The directory can't be written.
@@ -144,12 +177,17 @@ class Reserve:
         self._directory = os.dup(directory)  # the thread may outlive the writer's descriptor
         self._rank = rank
         self._slots = segment_slots
-        self._index = first_index
+        self._on_full = on_full
+        self._refill = refill
+        self._warn = warn
+        self._index = self._full = first_index
         self._ready: Segment | None = None
         self._mapped: list[Segment] = []
-        # The index of a segment that is needed; None ends the thread.
+        # The index of a segment that is needed; -1 if records wait; None ends the thread.
         self._requests: queue.SimpleQueue[int | None] = queue.SimpleQueue()
         self._attempts = 0
+        self._asked = False
+        self._retry_at = 0.0
         self._error: OSError | None = None
         self.capacity = (segment_slots - HEADER_SLOTS) * SLOT
         self._thread = threading.Thread(target=self._run, name="otel-tracking-reserve", daemon=True)
@@ -164,31 +202,72 @@ class Reserve:
         self._requests.put(first_index + 1)
 
     def _make(self, slots: int) -> Segment:
+        """A segment; a smaller one where that would take more than half of the space that is left."""
+        slots = _fitting(self._directory, slots)
         segment = Segment(self._directory, Header(self._index, slots, time.time_ns(), self._rank))
         self._mapped.append(segment)
         self._index += 1
         return segment
 
     def _run(self) -> None:
-        while (needed := self._requests.get()) is not None:
-            if self._index <= needed:
-                try:
-                    segment = self._make(self._slots)
-                except OSError as error:
-                    self._error = error
-                    self._attempts += 1
-                else:
-                    self._error = None
-                    self._ready = segment
-                    # A request means that it is being written already, and the next one is missing.
-                    segment.prefault(self._requests.empty)
-            self._unmap(needed - 1)  # who needs one more is writing the one before it
+        while (request := self._next_request()) is not None:
+            if request >= 0:
+                self._provide(request)
+            else:
+                self._refilled()
+        self._retry_at = 0.0
+        self._refilled()
         self._give_up_directory()
+
+    def _next_request(self) -> int | None:
+        """Once a second, see also to what a handler that raised has left waiting."""
+        try:
+            return self._requests.get(timeout=_RETRY_PAUSE)
+        except queue.Empty:
+            self._retry_at = 0.0
+            return -1
+
+    def _refilled(self) -> bool:
+        """Append what waits, making the segments for it; False if there is no space."""
+        self._asked = False
+        if time.monotonic() < self._retry_at:
+            return False
+        while not self._refill():
+            attempts = self._attempts
+            self._provide(self._index)
+            if self._attempts > attempts:
+                if self._error is not None:
+                    self._warn(self._error)
+                self._retry_at = time.monotonic() + _RETRY_PAUSE
+                return False
+        return True
+
+    def _provide(self, needed: int) -> None:
+        """See that the segment of that index exists."""
+        if self._index <= needed:
+            try:
+                segment = self._make(self._slots)
+            except OSError as error:
+                self._error = error
+                self._attempts += 1
+            else:
+                self._error = None
+                self._ready = segment
+                # A request means that it is being written already, and the next one is missing.
+                segment.prefault(self._requests.empty)
+        self._give_back(needed - 1)  # who needs one more is writing the one before it
 
     def _give_up_directory(self) -> None:
         directory, self._directory = self._directory, -1
         if directory >= 0:
             os.close(directory)
+
+    def _give_back(self, below: int) -> None:
+        """The segments below that index are full."""
+        self._unmap(below)
+        for index in range(self._full, below):
+            self._on_full(index)
+        self._full = max(self._full, below)
 
     def _unmap(self, below: int) -> None:
         for segment in [segment for segment in self._mapped if segment.index < below]:
@@ -228,6 +307,17 @@ class Reserve:
     def taken(self, segment: Segment) -> None:
         """A segment is being written: unmap what lies before it and reserve the next, off-thread."""
         self._requests.put(segment.index + 1)
+
+    @property
+    def failing(self) -> bool:
+        """Whether the last segment that was wanted could not be made."""
+        return self._error is not None
+
+    def refill(self) -> None:
+        """Have the thread append what waits, as soon as there is a segment for it."""
+        if not self._asked:
+            self._requests.put(-1)
+            self._asked = True
 
     def close(self) -> Segment | None:
         """Stop; returns the segment that was made last, unless that is the first."""

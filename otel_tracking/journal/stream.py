@@ -10,7 +10,7 @@ from typing import Any, Final, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from otel_tracking.journal.entries import Entry, series_of
+from otel_tracking.journal.entries import Entry, gone, series_of
 from otel_tracking.journal.format import (
     FLAG_AUTOMATIC_STEP,
     FLAG_INTEGER,
@@ -28,6 +28,7 @@ from otel_tracking.records import Float64Array, Int64Array, Series
 _Columns: TypeAlias = tuple[Int64Array, ...]
 """series index, step, time, position, word; each (n,)."""
 _POSITIONS: Final = 3
+_NO_SERIES: Final = np.zeros(0, dtype=np.int64)
 
 
 class Points:
@@ -66,19 +67,23 @@ class Points:
 
 
 class RecordStream:
-    """Reads a journal from the beginning on, and what is appended.
+    """Reads a journal from the beginning on, or that of a segment, and what is appended.
+
+    A process that writes begins a segment, and defines its series there: its own records can be read alone.
 
     Attributes:
         series: Every series defined so far; `Points.index` points into it. Grows only. Two
             definitions of one series (two processes of one run) are one entry.
     """
 
-    def __init__(self, directory: Path | int) -> None:
+    def __init__(self, directory: Path | int, *, segment: int = 0) -> None:
         self._reader: Final = JournalReader(directory)
+        self._reader.go_to(segment)
         self.series: list[Series] = []
         self._known: dict[object, int] = {}
         self._of_id: npt.NDArray[np.int64] = np.full(64, -1, dtype=np.int64)
         self._shapes: dict[int, npt.NDArray[np.int64]] = {}
+        self._accumulating: set[int] = set()
         self._sums: dict[int, float] = {}
 
     def close(self) -> None:
@@ -97,6 +102,8 @@ class RecordStream:
 
     def read(self, slots: int = BLOCK_SLOTS) -> list[Points | Entry] | None:
         """The next records in order, definitions left out; None when there are none yet.
+
+        An entry `GONE` stands where points or texts are damaged, or what tells of their series is.
 
         Args:
             slots: How many to read at most, unless one record is larger. Columns take some ten times the
@@ -119,12 +126,14 @@ class RecordStream:
                 if self._defines(entry):
                     continue
                 if columns:
-                    yield self._points(columns, values)
+                    yield from self._points(columns, values)
                     columns, values = [], []
                 yield entry
         self._resolve(block, runs, columns, values)
         if columns:
-            yield self._points(columns, values)
+            yield from self._points(columns, values)
+        if block.lost or block.lost_texts:
+            yield gone(block.lost, block.lost_texts, block.first, block.end - 1, removed=block.removed)
 
     def _resolve(
         self, block: Block, runs: list[Run], columns: list[_Columns], values: list[Float64Array]
@@ -157,15 +166,17 @@ class RecordStream:
         words, steps, times = records[:, 0], records[:, 1], records[:, 2]
         if runs[0].kind == POINT:
             return (
-                self._of_id[(words >> 4) & ID_MASK],
+                self._of_id.take((words >> 4) & ID_MASK, mode="clip"),
                 steps,
                 times,
                 positions,
                 words,
                 _doubles(records[:, 3:]),
             )
-        shape = self._shapes[runs[0].id]
-        width = len(shape)
+        width = runs[0].points_each
+        shape = self._shapes.get(runs[0].id, _NO_SERIES)
+        if len(shape) != width:
+            shape = np.full(width, -1)
         return (
             np.tile(shape, len(records)),
             np.repeat(steps, width),
@@ -175,12 +186,23 @@ class RecordStream:
             _doubles(records[:, 4 : 4 + width]),
         )
 
-    def _points(self, columns: list[_Columns], values: list[Float64Array]) -> Points:
-        points = Points(columns, values)
-        accumulating = [i for i in np.unique(points.index).tolist() if self.series[i].kind.accumulates]
-        if accumulating:
+    def _points(self, columns: list[_Columns], values: list[Float64Array]) -> Iterator[Points | Entry]:
+        known = [column[0] >= 0 for column in columns]
+        if not all(of.all() for of in known):
+            unknown = sum(int(np.count_nonzero(~of)) for of in known)
+            ends = int(columns[0][_POSITIONS][0]), int(columns[-1][_POSITIONS][-1])
+            columns = [tuple(c[of] for c in column) for column, of in zip(columns, known, strict=True)]
+            values = [of_run[of] for of_run, of in zip(values, known, strict=True)]
+            if any(of.any() for of in known):
+                yield self._totals(Points(columns, values))
+            yield gone(unknown, 0, *ends, removed=False)
+            return
+        yield self._totals(Points(columns, values))
+
+    def _totals(self, points: Points) -> Points:
+        if self._accumulating:
             points.values = points.increments.copy()
-            for index in accumulating:
+            for index in self._accumulating.intersection(np.unique(points.index).tolist()):
                 mine = np.flatnonzero(points.index == index)
                 steps = np.append(self._sums.get(index, 0.0), points.increments[mine])
                 totals = np.cumsum(steps)  # in order, one by one: the same sum that adding at the call gives
@@ -188,15 +210,30 @@ class RecordStream:
                 self._sums[index] = float(totals[-1])
         return points
 
+    @property
+    def totals(self) -> dict[int, float]:
+        """The running total of each counter so far, by its index in `series`."""
+        return dict(self._sums)
+
+    def index_of(self, series: Series) -> int:
+        """Where a series stands in `series`; it is added if it is new."""
+        index = self._known.get(series.identity)
+        if index is None:
+            index = self._known[series.identity] = len(self.series)
+            self.series.append(series)
+            if series.kind.accumulates:
+                self._accumulating.add(index)
+        return index
+
     def _defines(self, entry: Entry) -> bool:
+        if entry.type == RecordType.START:  # the ids of another process mean nothing any more
+            self._of_id[:] = -1
+            self._shapes.clear()
         if entry.type == RecordType.SERIES:
             id_, series = series_of(entry.content)
-            index = self._known.get(series.identity)
-            if index is None:
-                index = self._known[series.identity] = len(self.series)
-                self.series.append(series)
-            if id_ >= len(self._of_id):
-                more = np.full(max(id_ + 1, 2 * len(self._of_id)), -1, dtype=np.int64)
+            index = self.index_of(series)
+            if id_ + 1 >= len(self._of_id):  # the last place stays empty: what is beyond is clipped to it
+                more = np.full(max(id_ + 2, 2 * len(self._of_id)), -1, dtype=np.int64)
                 more[: len(self._of_id)] = self._of_id
                 self._of_id = more
             self._of_id[id_] = index
@@ -204,6 +241,10 @@ class RecordStream:
         if entry.type == RecordType.SHAPE:
             self._shapes[entry.content["id"]] = self._of_id[np.array(entry.content["series"], dtype=np.int64)]
             return True
+        if entry.type == RecordType.STATE:
+            for content, total in entry.content["totals"]:
+                _, series = series_of({"id": 0, **content})
+                self._sums[self.index_of(series)] = total
         return False
 
 

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
+from typing import Final
 
 from opentelemetry.metrics import MeterProvider
 from opentelemetry.trace import TracerProvider
 
 from otel_tracking import discovery, settings
+from otel_tracking.journal.compressed import available as can_compress
 from otel_tracking.process import Process, process
 from otel_tracking.recorder import Recorder
 from otel_tracking.request import RunRequest
+from otel_tracking.retention import Keep
+
+_LOG: Final = logging.getLogger(__name__)
 
 
 def install() -> None:
@@ -54,6 +60,18 @@ def request_from_environment(this: Process) -> RunRequest:
         run_name=settings.RUN_NAME.get(),
         policies=discovery.policies_by_environment(names),
         budget=settings.BUDGET.get(),
-        deliver=settings.DELIVERY.get() == "thread",
+        delivery=settings.DELIVERY.get(),
+        fsync=settings.FSYNC.get(),
+        compress=_compresses(),
+        keep=Keep.parse(settings.KEEP.get()),
         ordinal=this.next_ordinal,
     )
+
+
+def _compresses() -> bool:
+    """Whether the journal is to be compressed, and can be."""
+    wanted = settings.COMPRESS.get() == "zstd"
+    if wanted and not can_compress():
+        _LOG.warning("the journal is not compressed: that needs pip install 'otel-tracking[zstd]'")
+        return False
+    return wanted

@@ -36,7 +36,8 @@ from opentelemetry.sdk.metrics.export import PeriodicExportingMetricReader
 from otel_tracking.errors import ConfigurationError, NotStarted, Retry
 from otel_tracking.records import Batch, Config, Kind, Rank, RunInfo, RunStatus, Series, Text
 from otel_tracking_exporters import _mlflow_times
-from otel_tracking_exporters._mlflow_params import portions
+from otel_tracking_exporters._mlflow_params import parameters, portions
+from otel_tracking_exporters._mlflow_store import connect
 from otel_tracking_exporters._mlflow_times import Timestamps
 from otel_tracking_exporters.mlflow import MLflowMetricExporter, MLflowTracker
 
@@ -123,8 +124,12 @@ def server(template: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port)]
     command += ["--backend-store-uri", f"sqlite:///{folder}/ml.db"]
     command += ["--artifacts-destination", str(folder / "artifacts"), "--workers", "1"]
+    # Its workers for jobs would outlive it.
+    environ = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
     with (folder / "log").open("w") as log:
-        process = subprocess.Popen(command, cwd=folder, stdout=log, stderr=log, start_new_session=True)
+        process = subprocess.Popen(
+            command, cwd=folder, stdout=log, stderr=log, start_new_session=True, env=environ
+        )
     url = f"http://127.0.0.1:{port}"
     try:
         deadline = time.monotonic() + 60
@@ -476,7 +481,7 @@ def test_one_bad_point_takes_nothing_with_it(local: RunInfo, monkeypatch: pytest
     )
     written = tracker.write(batch(["good", "bad", "fine"] * 30, [1.0] * 90))
     assert written.accepted == 60
-    assert written.rejected == {"MLflow refuses it: INVALID_PARAMETER_VALUE": 30}
+    assert written.rejected == {"MLflow refuses it: INVALID_PARAMETER_VALUE": list(range(1, 90, 3))}
     assert len(stored(tracker, "good")) == len(stored(tracker, "fine")) == 30
     assert tracker.confirm() == 90
 
@@ -924,3 +929,37 @@ def test_exporter_in_a_plain_sdk_pipeline(outputs: Path) -> None:
     (found,) = client.search_runs([experiment.experiment_id])
     assert found.info.status == "FINISHED"
     assert [(m.step, m.value) for m in client.get_metric_history(found.info.run_id, "loss")] == [(12, 0.25)]
+
+
+KILLED = """
+import os, signal, sys, threading, time
+from pathlib import Path
+from otel_tracking_exporters._mlflow_store import connect
+
+def kill():
+    while not list(Path().glob("mlflow.db*")):
+        time.sleep(0.001)
+    time.sleep(float(sys.argv[1]))
+    os.kill(os.getpid(), signal.SIGKILL)
+
+threading.Thread(target=kill, daemon=True).start()
+connect(f"sqlite:///{Path.cwd()}/mlflow.db")
+time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize("moment", [0.0, 0.1, 0.3, 0.6])
+def test_a_kill_while_the_database_is_made(
+    run_script: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path, moment: float
+) -> None:
+    """MLflow itself would leave one that it can't open any more."""
+    assert run_script(KILLED, str(moment), check=False).returncode == -signal.SIGKILL
+    client = connect(f"sqlite:///{tmp_path}/mlflow.db")
+    assert client.get_experiment_by_name("Default") is not None
+    assert [path.name for path in tmp_path.glob("mlflow.db*")] == ["mlflow.db"]
+
+
+def test_only_metrics_leave_names_to_quantiles() -> None:
+    name = "weights/histogram/mean"
+    assert MLflowTracker.names.escape(name) == "weights_x2f_histogram/mean"
+    assert parameters({name: 1}) == ({name: "1"}, set())

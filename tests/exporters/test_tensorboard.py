@@ -291,7 +291,7 @@ def test_options_are_those_of_summary_writer(tmp_path: Path) -> None:
     tracker.finish(RunStatus.FINISHED)
     (path,) = file_module.event_files(tmp_path)
     assert path.name.endswith(".0_x2f_.._x2f_x")
-    assert [(e.step, e.session_log.status) for e in events_in(tmp_path)][-1] == (5, 1)
+    assert [(e.step, e.session_log.status) for e in events_in(tmp_path)][-2:] == [(5, 1)] * 2
 
 
 def test_a_full_disk_takes_whole_rows_and_the_rest_comes_later(

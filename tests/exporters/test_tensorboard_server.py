@@ -17,7 +17,7 @@ from urllib.request import Request, urlopen
 import numpy as np
 import pytest
 
-from otel_tracking.records import Batch, Config, Kind, RunInfo, RunStatus, Series, Text
+from otel_tracking.records import Batch, Config, Kind, Rewind, RunInfo, RunStatus, Series, Text
 from otel_tracking_exporters.tensorboard import TensorBoardTracker
 
 START_NS = 1_700_000_000_000_000_000
@@ -170,3 +170,25 @@ def test_every_tab_shows_a_run_and_its_next_start(tmp_path: Path, serve: Callabl
     wait_for(list(range(1, 15)), lambda: server.steps("live", "loss"))
     again.finish(RunStatus.FINISHED)
     live.finish(RunStatus.KILLED)
+
+
+def test_a_rewind_hides_what_is_void(tmp_path: Path, serve: Callable[[Path], Server]) -> None:
+    run = start(tmp_path / "run")
+    run.write(points(1, 9, SERIES[:2]))
+    server = serve(tmp_path)
+    wait_for(list(range(1, 10)), lambda: server.steps("run", "loss"))
+    assert run.write_rewind(Rewind(6, START_NS, 10)).accepted == 1
+    assert run.confirm() == 10
+    again = Batch(
+        SERIES[:1],
+        np.zeros(2, np.int32),
+        np.array([6, 7]),
+        np.array([START_NS, START_NS]),
+        np.array([0.5, 0.5]),
+        np.array([11, 12]),
+    )
+    run.write(again)
+    run.write(points(13, 13, SERIES[1:2]))
+    wait_for([1, 2, 3, 4, 5, 6, 7], lambda: server.steps("run", "loss"))
+    wait_for([1, 2, 3, 4, 5, 13], lambda: server.steps("run", SERIES[1].tag))
+    run.finish(RunStatus.FINISHED)

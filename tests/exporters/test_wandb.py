@@ -26,9 +26,11 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 
 from otel_tracking.errors import ConfigurationError, NotStarted
 from otel_tracking.records import Batch, Config, Kind, Rank, RunInfo, RunStatus, Series, Text
+from otel_tracking.tracking import Tracking
 from otel_tracking_exporters import wandb as exporter
 from otel_tracking_exporters._wandb_file import WandbRun, read_history, read_wandb
 from otel_tracking_exporters.wandb import POSITION, WandbMetricExporter, WandbSpanExporter, WandbTracker
+from tests.given import run_info as info
 
 STEP = "training/step"
 T0 = 1_790_000_000_123_456_789
@@ -45,19 +47,6 @@ def _finished() -> Iterator[None]:
         exporter._own_runs.discard(run)
     if wandb.run:
         wandb.run.finish()
-
-
-def info(tmp_path: Path, **changes: Any) -> RunInfo:
-    directory = tmp_path / "project" / "run-1"
-    directory.mkdir(parents=True, exist_ok=True)
-    given: dict[str, Any] = {
-        "project": "project",
-        "run_id": "run-1",
-        "name": "first try",
-        "directory": directory,
-        "logging_dir": tmp_path,
-    }
-    return RunInfo(**{**given, **changes})
 
 
 def batch(
@@ -284,7 +273,7 @@ def test_config_too_deep_is_refused_and_counted(tmp_path: Path) -> None:
         deep = {"d": deep}
     tracker = started(tmp_path)
     written = tracker.write_config(Config(deep, T0, 8))
-    assert (written.accepted, written.rejected) == (0, {"config nested too deep for W&B": 1})
+    assert (written.accepted, written.rejected) == (0, {"config nested too deep for W&B": [0]})
     assert tracker.confirm(flush=True) == 8  # so that a flush does not wait for it
 
 
@@ -468,10 +457,10 @@ while True:
 
 
 def test_what_confirm_promised_survives_sigkill(tmp_path: Path) -> None:
-    # A service of this process must not serve the other one: it would outlive it.
-    env = {name: value for name, value in os.environ.items() if name != "WANDB_SERVICE"}
+    wandb.setup()  # this process's service, named in the environment, outlives the other process
+    assert os.environ["WANDB_SERVICE"]
     command = [sys.executable, "-c", KILLED, str(tmp_path)]
-    with subprocess.Popen(command, env=env, stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         folder = Path(process.stdout.readline().strip())
         promised = 0
@@ -483,6 +472,8 @@ def test_what_confirm_promised_survives_sigkill(tmp_path: Path) -> None:
     assert [row["a"] for row in rows] == [(n + 1) / 7 for n in range(len(rows))]
     assert len(rows) >= promised >= 1_000
     assert read_wandb(folder).exit_code is None
+    # And the run is free to be gone on with here.
+    assert stored(started(tmp_path, name="killed")).run.run_id == "run-1"
     tracker = WandbTracker()
     assert tracker.start(RunInfo("project", "run-1", "again", tmp_path, tmp_path, position=promised)) == 0
     assert (tmp_path / "wandb-retired" / folder.name).is_dir()
@@ -504,6 +495,25 @@ def test_an_active_run_is_used_and_finished(tmp_path: Path) -> None:
     folder = Path(tracker.state()["directory"])
     started(tmp_path, state=tracker.state(), position=8)
     assert folder.is_dir()
+
+
+def test_a_run_finished_natively_has_what_was_recorded_by_then(tmp_path: Path) -> None:
+    tracking = Tracking(["wandb", "tensorboard"], project_dir=tmp_path)
+    tracking.init_trackers("native")
+    run = tracking.get_tracker("wandb", unwrap=True)
+    for step in range(1_000):
+        tracking.log({"a": step}, step=step)
+    run.finish(exit_code=3)
+    tracking.log({"a": 1_000}, step=1_000)  # what this run can't have any more, others get
+    began = time.monotonic()
+    tracking.end_training()
+    assert time.monotonic() - began < 10
+    (path,) = tmp_path.rglob("*.wandb")
+    found = read_wandb(path)
+    assert [(row[STEP], row["a"]) for row in found.history] == [(step, step) for step in range(1_000)]
+    assert found.exit_code == 3
+    receipts = tracking.receipt().trackers
+    assert {name: receipt.pending for name, receipt in receipts.items()} == {"wandb": 1, "tensorboard": 0}
 
 
 def test_two_trackers_in_one_process_are_two_runs(tmp_path: Path) -> None:

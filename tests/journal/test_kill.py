@@ -13,7 +13,7 @@ import pytest
 
 from otel_tracking import read_run
 from otel_tracking.journal.format import SLOT
-from otel_tracking.journal.writer import JournalWriter
+from otel_tracking.journal.ownership import repair
 from otel_tracking.recorder import Recorder
 
 Spawn = Callable[..., "subprocess.Popen[bytes]"]
@@ -84,7 +84,7 @@ def test_every_acknowledged_point_survives_and_the_next_start_appends(
 ) -> None:
     """Several kills in a row on one journal, read back whole after each."""
     moments = random.Random(20)
-    kills = size(6, 100)
+    kills = size(6, 200)
     directory = tmp_path / "journal"
     first = 0
     for _ in range(kills):
@@ -107,7 +107,7 @@ def test_a_row_is_there_whole_or_not_at_all(
     moments = random.Random(21)
     directory = tmp_path / "journal"
     first = 0
-    for _ in range(size(3, 40)):
+    for _ in range(size(3, 100)):
         acknowledged = kill_at_random(spawn, BY_ROW, directory, first, moments.uniform(0.0, 0.05))
         run = read_run(directory)
         values = {name: run.of(name).values for name in "abcde"}
@@ -119,7 +119,7 @@ def test_what_a_kill_leaves_is_cut_and_takes_no_space(tmp_path: Path, spawn: Spa
     directory = tmp_path / "journal"
     kill_at_random(spawn, BY_GAUGE, directory, 0, 0.01)
     before = read_run(directory)
-    JournalWriter.repair(directory)
+    repair(directory)
     after = read_run(directory)
 
     assert after.steps.tolist() == before.steps.tolist()

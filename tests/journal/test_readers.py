@@ -17,6 +17,7 @@ from otel_tracking.journal.stream import Points, RecordStream
 from otel_tracking.journal.writer import JournalWriter
 from otel_tracking.recorder import Recorder
 from otel_tracking.records import RunStatus
+from tests.damage import unseal
 
 Spawn = Callable[..., "subprocess.Popen[bytes]"]
 
@@ -186,6 +187,7 @@ def test_readers_by_descriptor_survive_a_rename_and_do_not_share_their_place(tmp
         writer.append(point(step))
         if step == 3000:
             writer.rename(tmp_path / "named")
+    assert writer.settle(time.monotonic() + 60)
     done.set()
     for thread in threads:
         thread.join(30)
@@ -213,6 +215,7 @@ def test_one_counter_asked_by_several_threads(tmp_path: Path) -> None:
         thread.start()
     for step in range(20_000):
         writer.append(point(step))
+    assert writer.settle(time.monotonic() + 60)
     done.set()
     for thread in threads:
         thread.join(30)
@@ -248,6 +251,7 @@ def test_a_reader_waits_at_something_unfinished_and_goes_on_when_it_is_whole(tmp
     writer = JournalWriter(directory, segment_slots=64)
     writer.append(point(0))
     writer.close()
+    unseal(directory)
     segment = directory / segment_name(0)
     data = segment.read_bytes()
     full = bytearray(data.ljust(64 * SLOT, b"\0"))

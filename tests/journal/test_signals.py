@@ -178,6 +178,40 @@ def test_handlers_and_threads(run_script: Run, size: Callable[[int, int], int]) 
     assert said["caught"] == said["raised"] > 10
 
 
+ASKING = """
+import itertools, json, signal, time
+from otel_tracking.errors import raised_by_handler
+
+errors = itertools.cycle([ValueError, TypeError, RuntimeError, OSError])
+raised = caught = 0
+
+def handler(number, frame):
+    global raised
+    error = next(errors)()
+    raised += 1
+    raise error
+
+signal.signal(signal.SIGALRM, handler)
+end = time.monotonic() + float(__import__("sys").argv[1])
+of_no_handler = ValueError()
+while time.monotonic() < end:
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 3e-5)
+        while True:
+            assert not raised_by_handler(of_no_handler)
+    except Exception as error:
+        caught += 1
+        assert raised_by_handler(error), repr(error)
+print(json.dumps({"raised": raised, "caught": caught}))
+"""
+
+
+def test_asking_whose_exception_it_is_loses_none(run_script: Run, size: Callable[[int, int], int]) -> None:
+    """Parts of the standard library catch ValueError, and with it what a handler raises in there."""
+    said = json.loads(run_script(ASKING, str(size(5, 100) / 10)).stdout)
+    assert said["caught"] == said["raised"] > 100
+
+
 OPENING = """
 import json, signal, sys, time
 from pathlib import Path

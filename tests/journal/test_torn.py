@@ -17,6 +17,7 @@ from otel_tracking.journal.reader import JournalReader
 from otel_tracking.journal.stream import Points, RecordStream
 from otel_tracking.recorder import Recorder
 from otel_tracking.records import Kind, RunStatus
+from tests.damage import unseal
 
 Item = tuple[object, ...]
 
@@ -163,6 +164,7 @@ def test_noise_after_the_last_record_is_not_read(journal: Path, kind: int) -> No
 
 
 def test_a_damaged_header_and_another_version_are_refused(journal: Path) -> None:
+    unseal(journal)
     (segment,) = journal.glob("*.segment")
     data = segment.read_bytes()
     for at, text in ((0, "does not begin"), (8, "version"), (20, "damaged"), (62, "damaged")):

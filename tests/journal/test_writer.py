@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import functools
 import logging
 import multiprocessing
 import os
@@ -12,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -22,8 +24,12 @@ from otel_tracking.journal import segment as segment_module
 from otel_tracking.journal import writer as writer_module
 from otel_tracking.journal.entries import entry_bytes
 from otel_tracking.journal.format import HEADER_SLOTS, SLOT, Header, RecordType, pack_point, segment_name
+from otel_tracking.journal.ownership import repair
 from otel_tracking.journal.reader import JournalReader
+from otel_tracking.journal.ring import Ring
 from otel_tracking.journal.scan import points_in
+from otel_tracking.journal.seal import seal_name
+from otel_tracking.journal.verifying import verify
 from otel_tracking.journal.writer import JournalWriter, Outcome
 from otel_tracking.provider import TrackingMeterProvider
 from otel_tracking.recorder import Recorder
@@ -31,6 +37,7 @@ from otel_tracking.records import RunStatus
 
 Spawn = Callable[..., "subprocess.Popen[bytes]"]
 Small = Callable[[int], None]
+DEADLINE = 60
 
 
 def point(step: int) -> bytes:
@@ -77,7 +84,7 @@ def test_a_second_writer_is_refused_until_the_first_is_gone(tmp_path: Path, spaw
     with pytest.raises(JournalLocked, match="One writer"):
         JournalWriter(directory)
     with pytest.raises(JournalLocked):
-        JournalWriter.repair(directory)
+        repair(directory)
     assert len(read_run(directory)) == 1
     holder.kill()
     holder.wait()
@@ -257,11 +264,11 @@ def disk(monkeypatch: pytest.MonkeyPatch) -> dict[str, bool]:
         reserve(descriptor, offset, length)
 
     monkeypatch.setattr(os, "posix_fallocate", fallocate)
-    monkeypatch.setattr(writer_module, "_RETRY_PAUSE", 0.05)
+    monkeypatch.setattr(segment_module, "_RETRY_PAUSE", 0.05)
     return state
 
 
-def test_a_full_disk_is_counted_and_gets_better(
+def test_what_is_recorded_on_a_full_disk_waits_and_keeps_its_order(
     recorder: Recorder,
     tmp_path: Path,
     small_segments: Small,
@@ -275,64 +282,145 @@ def test_a_full_disk_is_counted_and_gets_better(
     for step in range(200):
         gauge.set(1.0, {"training.step": step})
     disk["full"] = True
+    waiting = "waiting in memory: no space for the journal"
     with caplog.at_level(logging.WARNING):
         step = 200
-        while sum(recorder.not_recorded().values()) < 100:
+        while recorder.not_recorded().get(waiting, 0) < 100:
             gauge.set(1.0, {"training.step": step})
             step += 1
-        new = meter.create_gauge("new")  # its definition has no place
+        new = meter.create_gauge("new")
         for n in range(10):
             new.set(1.0, {"training.step": n})
             recorder.log({"x": 1.0, "y": 2.0, "z": 3.0}, step=n)
             recorder.text("note", "text", step=n)
-    lost = recorder.not_recorded()
-    assert set(lost) == {"no space for the journal"}
-    assert sum(lost.values()) >= 100 + 10 + 30 + 10 - 3
-    warnings = [record for record in caplog.records if "can't grow" in record.message]
-    assert len(warnings) == 1
-    assert "No space left" in warnings[0].message
-    deadline = time.monotonic() + 10
-    while list(directory.glob("*.draft")):  # of an attempt that has not failed yet
-        assert time.monotonic() < deadline
+        deadline = time.monotonic() + DEADLINE
+        while "can't grow" not in caplog.text:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+    assert recorder.not_recorded() == {waiting: 100 + 10 + 30 + 10}
+    (warning,) = [record for record in caplog.records if "can't grow" in record.message]
+    assert "No space left" in warning.message
 
     disk["full"] = False
-    time.sleep(0.1)
-    for step in range(1000, 1100):
-        gauge.set(1.0, {"training.step": step})
-        new.set(2.0, {"training.step": step})
-        recorder.log({"x": 1.0, "y": 2.0, "z": 3.0}, step=step)
+    assert recorder.journal is not None
+    assert recorder.journal.settle(time.monotonic() + DEADLINE)
+    for after in range(1000, 1100):
+        gauge.set(1.0, {"training.step": after})
+        new.set(2.0, {"training.step": after})
+    assert recorder.not_recorded() == {}
     recorder.close(RunStatus.FINISHED)
 
     run = read_run(directory)
-    assert run.of("loss").steps[:200].tolist() == list(range(200))
-    assert run.of("loss").steps[-100:].tolist() == list(range(1000, 1100))
-    assert run.of("new").values.tolist() == [2.0] * 100
-    assert run.of("z").values.tolist() == [3.0] * 100
-    assert recorder.not_recorded() == lost
+    assert run.of("loss").steps.tolist() == [*range(step), *range(1000, 1100)]
+    assert run.of("new").values.tolist() == [1.0] * 10 + [2.0] * 100
+    assert run.of("z").values.tolist() == [3.0] * 10
+    assert run.damaged == 0
+    assert all(report.whole for report in verify(directory))
 
 
-def test_the_numbers_add_up_on_a_full_disk(
-    recorder: Recorder, tmp_path: Path, small_segments: Small, disk: dict[str, bool]
+def test_of_more_than_fits_into_memory_the_oldest_points_go(
+    recorder: Recorder,
+    tmp_path: Path,
+    small_segments: Small,
+    disk: dict[str, bool],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Points, rows and new series: each call is recorded or counted, every value of it."""
+    monkeypatch.setattr(writer_module, "Ring", functools.partial(Ring, capacity=160 * 100))
     small_segments(64)
     gauge = TrackingMeterProvider(recorder).get_meter("train").create_gauge("loss")
-    made = 0
-    for step in range(3000):
-        disk["full"] = step // 500 % 2 == 1
-        gauge.set(1.0, {"training.step": step})
-        gauge.set(1.0, {"training.step": step, "part": str(step % 70)})
-        recorder.log({f"r{n}": float(n) for n in range(step % 5)}, step=step)
-        made += 2 + step % 5
-        if step % 100 == 0:
-            time.sleep(0.06)
+    gauge.set(1.0, {"training.step": 0})
+    disk["full"] = True
+    for step in range(1, 1000):
+        gauge.set(float(step), {"training.step": step})
+        recorder.log({f"series-{step}": 1.0}, step=step)  # each with a definition, which stays
+    disk["full"] = False
     recorder.close(RunStatus.FINISHED)
     run = read_run(tmp_path / "journal")
-    lost = recorder.not_recorded()
-    assert set(lost) == {"no space for the journal"}
-    assert len(run) + sum(lost.values()) == made
-    for n in range(4):
-        assert set(run.of(f"r{n}").values.tolist()) == {float(n)}  # no value under another's name
+    lost = recorder.not_recorded()["no space for the journal"]
+    assert recorder.not_recorded() == {"no space for the journal": lost}
+    assert len(run) + lost == 1 + 2 * 999
+    assert run.of("loss").steps.tolist()[-5:] == list(range(995, 1000))
+    assert run.of("series-999").values.tolist() == [1.0]
+    assert run.damaged == 0
+
+
+def test_the_numbers_add_up_on_a_disk_that_stays_full(
+    recorder: Recorder, tmp_path: Path, small_segments: Small, disk: dict[str, bool]
+) -> None:
+    small_segments(64)
+    gauge = TrackingMeterProvider(recorder).get_meter("train").create_gauge("loss")
+    for step in range(500):
+        disk["full"] = step >= 200
+        gauge.set(1.0, {"training.step": step})
+        recorder.log({"a": 1.0, "b": 2.0}, step=step)
+    recorder.close(RunStatus.FINISHED)
+    run = read_run(tmp_path / "journal")
+    assert list(recorder.not_recorded()) == ["no space for the journal"]
+    assert len(run) + recorder.not_recorded()["no space for the journal"] == 1500
+    assert len(run) >= 600
+
+
+def test_the_numbers_add_up_on_a_disk_that_is_full_now_and_then(
+    recorder: Recorder, tmp_path: Path, small_segments: Small, disk: dict[str, bool]
+) -> None:
+    """Points, rows and new series of several threads: each is recorded, in its thread's order."""
+    small_segments(64)
+    provider = TrackingMeterProvider(recorder)
+    stop = threading.Event()
+
+    def fill() -> None:
+        while not stop.wait(0.02):
+            disk["full"] = not disk["full"]
+
+    def work(number: int) -> None:
+        gauge = provider.get_meter("train").create_gauge(f"loss{number}")
+        for step in range(2000):
+            gauge.set(1.0, {"training.step": step})
+            gauge.set(1.0, {"training.step": step, "part": str(step % 70)})
+            recorder.log({f"r{number}.{n}": float(n) for n in range(step % 5)}, step=step)
+
+    recorder.log({"first": 1.0})
+    threads = [threading.Thread(target=fill), *(threading.Thread(target=work, args=[n]) for n in range(3))]
+    for thread in threads:
+        thread.start()
+    for thread in threads[1:]:
+        thread.join()
+    stop.set()
+    threads[0].join()
+    disk["full"] = False
+    recorder.close(RunStatus.FINISHED)
+    run = read_run(tmp_path / "journal")
+    assert recorder.not_recorded() == {}
+    assert run.damaged == 0
+    assert len(run) == 1 + 3 * (2 * 2000 + sum(step % 5 for step in range(2000)))
+    for number in range(3):
+        assert run.of(f"loss{number}", {}).steps.tolist() == list(range(2000))
+        for n in range(4):
+            assert set(run.of(f"r{number}.{n}").values.tolist()) == {float(n)}
+
+
+def test_segments_become_smaller_as_the_disk_fills(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    free = [64 * 2**20]
+    real = os.statvfs(tmp_path)
+
+    def statvfs(descriptor: int) -> os.statvfs_result:
+        fields = list(real)
+        fields[1] = fields[0] = 4096
+        fields[4] = free[0] // 4096
+        return os.statvfs_result(fields)
+
+    monkeypatch.setattr(os, "fstatvfs", statvfs)
+    writer = JournalWriter(tmp_path / "journal")
+    for left in (64 * 2**20, 3 * 2**20, 2**20, 2**17, 0):
+        free[0] = left
+        segment = writer.position >> 32
+        while writer.position >> 32 < segment + 3:  # one was ready
+            writer.append(point(1) * 100)
+            assert writer.settle(time.monotonic() + DEADLINE)
+    writer.close()
+    sizes = {path.stat().st_size for path in (tmp_path / "journal").glob("*.segment")}
+    assert {8 * 2**20, 2**20, 2**19, 2**16} <= sizes
+    assert writer.lost == {}
 
 
 def test_a_journal_that_cannot_be_made_is_an_error_and_leaves_nothing(
@@ -372,8 +460,8 @@ def test_a_move_without_space_keeps_the_records_where_they_are(
         recorder.log({"loss": 1.0}, step=step)
 
     class FullSoon(JournalWriter):
-        def __init__(self, directory: Path, *, rank: int = 0) -> None:
-            super().__init__(directory, rank=rank, segment_slots=64)
+        def __init__(self, directory: Path, **how: Any) -> None:
+            super().__init__(directory, segment_slots=64, **how)
             disk["full"] = True
 
     with pytest.MonkeyPatch.context() as patch:
@@ -395,7 +483,11 @@ def test_a_small_run_is_small(tmp_path: Path) -> None:
         time.sleep(0.001)
     assert (tmp_path / "journal" / segment_name(0)).stat().st_size == 2**20
     writer.close()
-    assert sorted(path.name for path in (tmp_path / "journal").iterdir()) == [segment_name(0), "lock"]
+    assert sorted(path.name for path in (tmp_path / "journal").iterdir()) == [
+        seal_name(0),
+        segment_name(0),
+        "lock",
+    ]
     assert (tmp_path / "journal" / segment_name(0)).stat().st_size == (HEADER_SLOTS + 1) * SLOT
 
 

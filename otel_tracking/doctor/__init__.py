@@ -1,0 +1,1 @@
+"""What `otel-tracking doctor` looks at: each part returns findings, and changes nothing."""

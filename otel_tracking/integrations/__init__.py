@@ -1,0 +1,1 @@
+"""What connects this project with other libraries; each module imports its library, nothing else does."""
