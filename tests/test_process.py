@@ -231,7 +231,7 @@ for child in range(3):
         assert tracking.receipt().recorded == 0, tracking.receipt()
         assert isinstance(tracking.get_tracker("tensorboard"), Blank)
         tracking.end_training()
-        assert time.monotonic() - begun < 5
+        assert time.monotonic() - begun < 20
         sys.exit(0)                    # runs the exit handlers
     assert os.waitpid(pid, 0)[1] == 0
 for step in range(50, 100):

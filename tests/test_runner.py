@@ -223,7 +223,7 @@ def test_delivery_takes_no_longer_than_it_may(
     monkeypatch.setattr(discovery, "load", lambda name: Stuck if name == "one" else load(name))
     begun = time.monotonic()
     after = deliver(only(project.directory), RunStatus.FINISHED, timeout=0.5)
-    assert time.monotonic() - begun < 5
+    assert time.monotonic() - begun < 20
     assert after.trackers["two"].delivered == 10
     assert after.trackers["one"].pending == 10
     release.set()

@@ -603,7 +603,7 @@ class TestFailures:
         began = time.monotonic()
         provider.force_flush(200)
         provider.shutdown(200)
-        assert time.monotonic() - began < 5
+        assert time.monotonic() - began < 20
         assert "longer than the export's timeout" in caplog.text
         release.set()
 

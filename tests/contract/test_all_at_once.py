@@ -153,8 +153,10 @@ print(json.dumps({"took": took, "refused": refused, "delivered": delivered, "end
 """
 
 
-def test_nothing_hangs_online_when_packets_are_dropped(tmp_path: Path) -> None:
-    """With four trackers that want their servers: each call is over in 15 seconds, and so is the exit."""
+def test_nothing_hangs_online_when_packets_are_dropped(
+    tmp_path: Path, size: Callable[[int, int], int]
+) -> None:
+    """With four trackers that want their servers, which would wait for minutes: no call does, nor the exit."""
     server = "http://10.77.0.9"
     environ = {k: v for k, v in os.environ.items() if k not in OFFLINE_SWITCHES} | {
         "WANDB_API_KEY": 40 * "0",
@@ -168,6 +170,6 @@ def test_nothing_hangs_online_when_packets_are_dropped(tmp_path: Path) -> None:
     }
     said = run_with_packets_dropped(ONLINE, tmp_path, environ)
     exited = time.time() - said["ended"]
-    assert max(*said["took"].values(), exited) < 15, said
+    assert max(*said["took"].values(), exited) < size(60, 15), said
     assert set(said["refused"]) == {"clearml", "comet_ml", "swanlab", "wandb"}
     assert said["delivered"] == {**dict.fromkeys(said["refused"], 0), "tensorboard": 100}

@@ -519,7 +519,7 @@ def test_a_server_that_is_down_is_a_retry_at_once(
         tracker.write_text(Text("a", "b", 1, NOW, 1))
     with pytest.raises(Retry):
         tracker.finish(RunStatus.FINISHED)
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 20
     monkeypatch.undo()
     assert tracker.write(batch(["a"], [1.0])).accepted == 1
 

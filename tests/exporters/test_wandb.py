@@ -367,7 +367,7 @@ def test_confirm_rises_and_never_passes_what_is_on_disk(tmp_path: Path) -> None:
     assert confirmed == sorted(confirmed)
     began = time.monotonic()
     assert tracker.confirm(flush=True) == 1_500
-    assert time.monotonic() - began < 1
+    assert time.monotonic() - began < 8
     assert len(read_history(path)) == 1_500
     tracker.finish(RunStatus.FINISHED)
     assert tracker.confirm() == 1_500
@@ -507,7 +507,7 @@ def test_a_run_finished_natively_has_what_was_recorded_by_then(tmp_path: Path) -
     tracking.log({"a": 1_000}, step=1_000)  # what this run can't have any more, others get
     began = time.monotonic()
     tracking.end_training()
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - began < 20
     (path,) = tmp_path.rglob("*.wandb")
     found = read_wandb(path)
     assert [(row[STEP], row["a"]) for row in found.history] == [(step, step) for step in range(1_000)]
@@ -626,7 +626,7 @@ class TestInit:
         began = time.monotonic()
         with pytest.raises(ConfigurationError, match=message):
             WandbTracker().start(info(tmp_path, options=options))
-        assert time.monotonic() - began < 5
+        assert time.monotonic() - began < 20
 
     def test_a_disabled_run_takes_everything(self, tmp_path: Path) -> None:
         tracker = started(tmp_path, options={"mode": "disabled"})
