@@ -66,7 +66,7 @@ class Recorder:
 
     def __init__(self) -> None:
         self.fsync = "off"
-        self.compress = False
+        self.compress = "pack"
         self.keep = Keep()
         self.registry: SeriesRegistry | None = None
         self.journal: JournalWriter | None = None

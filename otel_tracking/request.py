@@ -42,8 +42,8 @@ class RunRequest:
     """Where trackers are fed: `thread`, `process` (a sidecar), or `off`: nowhere yet."""
     fsync: str = "off"
     """How much of the journal survives the death of the machine, as for `JournalWriter`."""
-    compress: bool = False
-    """Whether the journal is compressed, as for `JournalWriter`."""
+    compress: str = "pack"
+    """The form of the journal's segments, as for `JournalWriter`."""
     keep: Keep = field(default_factory=Keep)
     """What is kept of the journal."""
     ordinal: int = 1

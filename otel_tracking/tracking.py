@@ -18,7 +18,7 @@ from otel_tracking.blank import Blank
 from otel_tracking.choosing import LogWith, choose
 from otel_tracking.config import to_jsonable
 from otel_tracking.errors import ConfigurationError, NotStarted
-from otel_tracking.journal.compressed import available as can_compress
+from otel_tracking.journal import zstd_blocks
 from otel_tracking.journal.format import STEP_MAX, STEP_MIN, RecordType
 from otel_tracking.media.recording import MediaCalls, MediaRecorder
 from otel_tracking.process import process, status_of
@@ -63,8 +63,9 @@ class Tracking(MediaCalls, Processes):
         fsync: `"off"`: what was recorded survives the process, and not the machine; `"interval"`: all but
             the last second or so survives that as well; `"always"`: everything whose call has returned.
             Default: OTEL_TRACKING_FSYNC.
-        compress: `"zstd"`: the journal is compressed segment by segment, to 12 bytes a point or less.
-            Default: OTEL_TRACKING_COMPRESS, else `"off"`.
+        compress: The form of the journal's segments once they are full: `"pack"` (some 12 bytes a point),
+            `"zstd"` (less, needs an extra), or `"off"` (32 bytes).
+            Default: OTEL_TRACKING_COMPRESS, else `"pack"`.
         keep: What of the journal stays: `"always"` everything; `"delivered"`: what some tracker has not got
             yet; a size such as `"10GB"`: the newest records of each rank, whether delivered or not.
             Default: OTEL_TRACKING_KEEP, else `"always"`.
@@ -106,7 +107,7 @@ class Tracking(MediaCalls, Processes):
         self._delivery = _choice("delivery", delivery or settings.DELIVERY.get(), settings.DELIVERIES)
         self._fsync = _choice("fsync", fsync or settings.FSYNC.get(), settings.FSYNCS)
         self._compress = _choice("compress", compress or settings.COMPRESS.get(), settings.COMPRESSIONS)
-        if self._compress != "off" and not can_compress():
+        if self._compress == "zstd" and not zstd_blocks.available():
             raise ConfigurationError("compress='zstd' needs zstandard: pip install 'otel-tracking[zstd]'")
         self._keep = Keep.parse(keep if keep is not None else settings.KEEP.get())
         self._trackers, self.left_out = choose(
@@ -387,7 +388,7 @@ class Tracking(MediaCalls, Processes):
             budget=self._budget,
             delivery=self._delivery,
             fsync=self._fsync,
-            compress=self._compress == "zstd",
+            compress=self._compress,
             keep=self._keep,
             ordinal=self._process.next_ordinal,
         )

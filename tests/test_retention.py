@@ -114,7 +114,7 @@ def test_nothing_goes_that_a_tracker_has_not_got(tmp_path: Path) -> None:
     assert len(ot.read_run(tmp_path / "p" / "run")) == 8000
 
 
-@pytest.mark.parametrize("compress", ["off", "zstd"])
+@pytest.mark.parametrize("compress", ["pack", "zstd", "off"])
 def test_a_cap_takes_the_oldest_and_says_what_trackers_lose(tmp_path: Path, compress: str) -> None:
     cap = 40_000
     tracking = ot.Tracking(

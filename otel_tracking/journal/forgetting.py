@@ -9,10 +9,10 @@ import os
 import numpy as np
 
 from otel_tracking.journal import seal
-from otel_tracking.journal.compressed import compressed_name
+from otel_tracking.journal.compressed import segment_names
 from otel_tracking.journal.continuing import steps_until
 from otel_tracking.journal.entries import entry_bytes, series_content
-from otel_tracking.journal.format import RecordType, position, segment_name
+from otel_tracking.journal.format import RecordType, position
 from otel_tracking.journal.stream import RecordStream
 
 
@@ -24,7 +24,7 @@ def sizes(directory: int) -> dict[int, int]:
     """
     found: dict[int, int] = {}
     for index in seal.sealed(directory):
-        for name in (segment_name(index), compressed_name(index)):
+        for name in segment_names(index):
             with contextlib.suppress(FileNotFoundError):
                 found[index] = os.stat(name, dir_fd=directory).st_size
     return dict(sorted(found.items()))
@@ -50,7 +50,7 @@ def forget(directory: int, index: int) -> None:
         state = entry_bytes(RecordType.STATE, _state_after(directory, known))
         places = np.append(known.places, np.uint32(known.slots - 1))
         seal.write(directory, dataclasses.replace(known, places=places, copies=known.copies + state))
-    for name in (segment_name(index), compressed_name(index)):
+    for name in segment_names(index):
         with contextlib.suppress(FileNotFoundError):
             os.unlink(name, dir_fd=directory)
 

@@ -142,6 +142,8 @@ def segment_name(index: int) -> str:
 def segment_index(name: str) -> int | None:
     """The index in the name of a segment's file, its seal included; None if it is no such name."""
     stem, _, suffix = name.partition(".")
-    if suffix not in ("segment", "segment.zst", "seal") or not (stem.isascii() and stem.isdigit()):
+    if suffix not in ("segment", "segment.packed", "segment.zst", "seal") or not (
+        stem.isascii() and stem.isdigit()
+    ):
         return None
     return int(stem) if f"{int(stem):08d}" == stem else None

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from otel_tracking.errors import UnsupportedJournal
 from otel_tracking.journal import seal
-from otel_tracking.journal.compressed import compress, open_source
+from otel_tracking.journal.compressed import Form, compress, open_source, segment_names
 from otel_tracking.journal.format import HEADER_SLOTS, SLOT, Header, segment_index, segment_name
 from otel_tracking.journal.media import remove_drafts
 from otel_tracking.journal.scan import scan
@@ -65,11 +65,12 @@ def repair(directory: int) -> int:
         if whole:
             break
     seal_all(directory)
-    for name in os.listdir(directory):
+    there = set(os.listdir(directory))
+    for index in indices:
         # A process was killed after it had compressed a segment, and before it had removed it.
-        if name.removesuffix(".zst") != name and segment_index(name) is not None:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(name.removesuffix(".zst"), dir_fd=directory)
+        plain, *compressed = segment_names(index)
+        if plain in there and there.intersection(compressed):
+            os.unlink(plain, dir_fd=directory)
     return max(indices, default=-1)
 
 
@@ -87,13 +88,13 @@ def seal_all(directory: int, *, below: int | None = None, trusted: bool = False)
                 seal.make(directory, index, trusted=trusted, source=open_source(directory, index))
 
 
-def compress_all(directory: int) -> None:
-    """Compress the sealed segments that are not, as far as there is space."""
+def compress_all(directory: int, form: Form) -> None:
+    """Give the sealed segments that are as they were written another form, as far as there is space."""
     with contextlib.suppress(OSError):
         for name in sorted(os.listdir(directory)):
             index = segment_index(name)
             if index is not None and name == segment_name(index) and seal.exists(directory, index):
-                compress(directory, index)
+                compress(directory, index, form)
 
 
 def end(directory: int, index: int, slot: int) -> int:

@@ -23,6 +23,7 @@ from typing import Final
 
 from otel_tracking.errors import raised_here
 from otel_tracking.journal import recovery
+from otel_tracking.journal.compressed import FORMS
 from otel_tracking.journal.format import HEADER_SLOTS, SLOT, position, segment_name
 from otel_tracking.journal.locking import NO_FORK, Lock
 from otel_tracking.journal.ownership import lock_journal
@@ -81,7 +82,7 @@ class JournalWriter:
         rank: int = 0,
         segment_slots: int = SEGMENT_SLOTS,
         fsync: str = "off",
-        compress: bool = False,
+        compress: str = "off",
         after_seal: Callable[[JournalWriter], None] = lambda writer: None,
     ) -> None:
         """Open for writing, after repairing what a killed writer left.
@@ -92,7 +93,8 @@ class JournalWriter:
             fsync: What survives the death of the machine: nothing for sure (`off`), all but the last second
                 or so (`interval`), every record whose call has returned (`always`).
             segment_slots: Size of a segment in 32-byte slots.
-            compress: Compress segments when they are full, and the last one at the end; needs zstandard.
+            compress: The form that segments get when they are full, and the last one at the end: `pack`,
+                `zstd` (needs zstandard), or `off`, as they were written.
             after_seal: Called, on a thread, each time that a segment is sealed.
 
         Raises:
@@ -111,7 +113,7 @@ class JournalWriter:
         """Whether a call has waited long enough for what waits in memory; the next ones do not."""
         self._stalled = False
         """Whether one has waited long enough for room there."""
-        self._compress = compress
+        self._form = FORMS.get(compress)
         with NO_FORK:
             # Paths may change under us (a pending run gets its name), so all goes by descriptor.
             self._directory = os.open(directory, os.O_RDONLY | os.O_CLOEXEC)
@@ -120,7 +122,7 @@ class JournalWriter:
             try:
                 self._lock = lock_journal(directory, self._directory, _LOCK_PATIENCE)
                 last = recovery.repair(self._directory)
-                self._sealer = Sealer(self._directory, compress=compress, after=lambda: after_seal(self))
+                self._sealer = Sealer(self._directory, form=self._form, after=lambda: after_seal(self))
                 self._reserve = Reserve(
                     self._directory,
                     first_index=last + 1,
@@ -379,8 +381,8 @@ class JournalWriter:
                 self._drop(spare, reached=used * SLOT == last.size)
             recovery.cut(self._directory, last.index, used)
             recovery.seal_all(self._directory, trusted=True)
-            if self._compress:
-                recovery.compress_all(self._directory)
+            if self._form is not None:
+                recovery.compress_all(self._directory, self._form)
             if self._syncer is not None:
                 self._syncer.close()
         finally:

@@ -10,7 +10,7 @@ from opentelemetry.metrics import MeterProvider
 from opentelemetry.trace import TracerProvider
 
 from otel_tracking import discovery, settings
-from otel_tracking.journal.compressed import available as can_compress
+from otel_tracking.journal import zstd_blocks
 from otel_tracking.process import Process, process
 from otel_tracking.recorder import Recorder
 from otel_tracking.request import RunRequest
@@ -62,16 +62,16 @@ def request_from_environment(this: Process) -> RunRequest:
         budget=settings.BUDGET.get(),
         delivery=settings.DELIVERY.get(),
         fsync=settings.FSYNC.get(),
-        compress=_compresses(),
+        compress=_compression(),
         keep=Keep.parse(settings.KEEP.get()),
         ordinal=this.next_ordinal,
     )
 
 
-def _compresses() -> bool:
-    """Whether the journal is to be compressed, and can be."""
-    wanted = settings.COMPRESS.get() == "zstd"
-    if wanted and not can_compress():
-        _LOG.warning("the journal is not compressed: that needs pip install 'otel-tracking[zstd]'")
-        return False
+def _compression() -> str:
+    """The form of the journal's segments that is wanted, or the nearest that there is."""
+    wanted = settings.COMPRESS.get()
+    if wanted == "zstd" and not zstd_blocks.available():
+        _LOG.warning("the journal is packed without zstd: that needs pip install 'otel-tracking[zstd]'")
+        return "pack"
     return wanted

@@ -156,7 +156,7 @@ print(json.dumps({"took": took, "refused": refused, "delivered": delivered, "end
 def test_nothing_hangs_online_when_packets_are_dropped(
     tmp_path: Path, size: Callable[[int, int], int]
 ) -> None:
-    """With four trackers that want their servers, which would wait for minutes: no call does, nor the exit."""
+    """Of four trackers that want their servers, and would wait for minutes: no call does, nor the exit."""
     server = "http://10.77.0.9"
     environ = {k: v for k, v in os.environ.items() if k not in OFFLINE_SWITCHES} | {
         "WANDB_API_KEY": 40 * "0",

@@ -100,7 +100,7 @@ def test_every_segment_is_synced_through_rotations(tmp_path: Path, synced: list[
     for step in range(120):  # 16 KB each: more than a first segment
         recorder.log(row, step=step)
     recorder.close(RunStatus.FINISHED)
-    segments = sorted(path.name for path in tmp_path.glob("*.segment"))
+    segments = sorted(path.name.removesuffix(".packed") for path in tmp_path.glob("*.segment*"))
     assert len(segments) > 1
     assert set(synced) == set(segments)
     assert len(ot.read_run(tmp_path)) == 240_000
@@ -128,8 +128,9 @@ import otel_tracking as ot
 
 tracking = ot.Tracking(project_dir=sys.argv[1], run_id="run", fsync="always")
 tracking.init_trackers("p")
+more = dict.fromkeys(map(str, range(1000)), 0.5)  # so that segments become full, and are packed
 for step in itertools.count():
-    tracking.log({"a": float(step), "b": -float(step)}, step=step)
+    tracking.log({"a": float(step), "b": -float(step), **more}, step=step)
     print(step, flush=True)
 """
 

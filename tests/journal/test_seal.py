@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import random
 import shutil
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from otel_tracking.journal import seal
+from otel_tracking.journal.compressed import FORMS
 from otel_tracking.journal.format import HEADER_SLOTS, SLOT, RecordType, position, segment_name
 from otel_tracking.journal.reader import PointCounter
 from otel_tracking.journal.seal import BLOCK_SLOTS, Seal, seal_name
@@ -25,21 +27,27 @@ Item = tuple[object, ...]
 SEGMENT_SLOTS = 5 * BLOCK_SLOTS
 
 
-@pytest.fixture(params=["plain", "compressed"])
+@pytest.fixture(autouse=True)
+def small_are_packed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As large ones are."""
+    monkeypatch.setitem(FORMS, "pack", dataclasses.replace(FORMS["pack"], smallest=0))
+
+
+@pytest.fixture(params=["off", *FORMS])
 def journal(request: pytest.FixtureRequest, tmp_path: Path, small_segments: Callable[[int], None]) -> Path:
     """Two processes' segments of several blocks each, with every kind of record all over them."""
     small_segments(SEGMENT_SLOTS)
-    return record(tmp_path, compress=request.param == "compressed")
+    return record(tmp_path, compress=request.param)
 
 
 @pytest.fixture
 def plain(tmp_path: Path, small_segments: Callable[[int], None]) -> Path:
     """The same, not compressed."""
     small_segments(SEGMENT_SLOTS)
-    return record(tmp_path, compress=False)
+    return record(tmp_path, compress="off")
 
 
-def record(tmp_path: Path, *, compress: bool, steps: int = 2500) -> Path:
+def record(tmp_path: Path, *, compress: str, steps: int = 2500) -> Path:
     dice = random.Random(1)
     directory = tmp_path / "run" / "journal" / "rank-00000"
     for process in range(2):
@@ -123,7 +131,7 @@ def test_all_is_sealed_and_whole(journal: Path, opened: int) -> None:
     for index, segment in enumerate(segments):
         sealed = seal.load(opened, index)
         assert sealed is not None
-        assert sealed.slots * SLOT == segment.stat().st_size or segment.suffix == ".zst"
+        assert sealed.slots * SLOT == segment.stat().st_size or segment.suffix != ".segment"
     assert counted(journal) == sum(map(is_point, whole)) > 2 * 2500 * 20
     assert reports(journal) == []
     unseal(journal)
@@ -132,12 +140,12 @@ def test_all_is_sealed_and_whole(journal: Path, opened: int) -> None:
     assert reports(journal) == []
 
 
-@pytest.mark.parametrize("compress", [False, True], ids=["plain", "compressed"])
+@pytest.mark.parametrize("compress", ["off", *FORMS])
 def test_flipped_bits(
     tmp_path: Path,
     small_segments: Callable[[int], None],
     size: Callable[[int, int], int],
-    compress: bool,
+    compress: str,
 ) -> None:
     """Each is found, and takes nothing but what touches its block."""
     small_segments(SEGMENT_SLOTS)
@@ -168,7 +176,7 @@ def test_flipped_bits(
         (report,) = damaged
         assert report.index == index
         assert (report.lost, report.lost_texts) == (lost, texts)
-        assert report.damaged_blocks == [block] or segment.suffix == ".zst"
+        assert report.damaged_blocks == [block] or segment.suffix != ".segment"
         assert len(report.damaged_blocks) == 1 or report.problems
         for item in missing:
             (block,) = report.damaged_blocks
@@ -224,6 +232,7 @@ def test_the_next_process_does_not_cut_a_damaged_segment(journal: Path) -> None:
     flip(last, before // 2 * 8)
     lost = items(journal)[1]
     recorder = Recorder()
+    recorder.compress = "off"
     recorder.open(journal)
     recorder.log({"after": 1.0}, step=1)
     recorder.close(RunStatus.FINISHED)
@@ -231,6 +240,23 @@ def test_the_next_process_does_not_cut_a_damaged_segment(journal: Path) -> None:
     assert lost_now == lost > 0
     assert last.stat().st_size == before
     assert found[-2][5] == "after"
+
+
+@pytest.mark.parametrize("compress", FORMS)
+def test_what_is_damaged_is_so_in_another_form(plain: Path, compress: str) -> None:
+    flipped, cut, *_ = sorted(plain.glob("*.segment"))
+    flip(flipped, flipped.stat().st_size // 2 * 8)
+    cut.write_bytes(cut.read_bytes()[:-100_000])
+    before = items(plain)
+    recorder = Recorder()
+    recorder.compress = compress
+    recorder.open(plain)
+    recorder.close(RunStatus.FINISHED)
+    assert not list(plain.glob("*.segment"))
+    after = items(plain)
+    assert after[0][: len(before[0])] == before[0]
+    assert after[1:] == before[1:]
+    assert before[1] > 0
 
 
 def test_a_sealed_segment_cut_anywhere_keeps_what_is_whole(plain: Path, tmp_path: Path) -> None:
@@ -254,13 +280,14 @@ def test_a_sealed_segment_cut_anywhere_keeps_what_is_whole(plain: Path, tmp_path
         assert all(place(item) >= position(1, max(0, size // SLOT - 12)) or is_text(item) for item in missing)
 
 
+@pytest.mark.parametrize("compress", FORMS)
 def test_a_compressed_segment_cut_anywhere_or_gone(
-    tmp_path: Path, small_segments: Callable[[int], None]
+    tmp_path: Path, small_segments: Callable[[int], None], compress: str
 ) -> None:
     small_segments(SEGMENT_SLOTS)
-    journal = record(tmp_path, compress=True)
+    journal = record(tmp_path, compress=compress)
     whole, _, _ = items(journal)
-    segment = journal / f"{segment_name(1)}.zst"
+    segment = journal / (segment_name(1) + FORMS[compress].suffix)
     data = segment.read_bytes()
     dice = random.Random(6)
     for size in [0, 1, 64, *(dice.randrange(len(data)) for _ in range(20)), len(data) - 1]:
@@ -275,9 +302,10 @@ def test_a_compressed_segment_cut_anywhere_or_gone(
     assert not missing
 
 
-def test_a_compressed_journal_is_small(tmp_path: Path) -> None:
+@pytest.mark.parametrize("compress", FORMS)
+def test_a_compressed_journal_is_small(tmp_path: Path, compress: str) -> None:
     recorder = Recorder()
-    recorder.compress = True
+    recorder.compress = compress
     recorder.open(tmp_path / "journal")
     dice = random.Random(7)
     for step in range(300_000):
@@ -290,7 +318,7 @@ def test_a_compressed_journal_is_small(tmp_path: Path) -> None:
     assert run.steps.tolist() == list(range(300_000))
     assert run.values.tolist() == [dice.random() for dice in [random.Random(7)] for _ in range(300_000)]
     # The next process goes on, whether it compresses or not; one that was killed in between leaves both.
-    compressed = next((tmp_path / "journal").glob("*.zst"))
+    compressed = next((tmp_path / "journal").glob(f"*{FORMS[compress].suffix}"))
     compressed.with_suffix("").write_bytes(b"")
     recorder = Recorder()
     recorder.open(tmp_path / "journal")

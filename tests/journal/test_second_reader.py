@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import struct
 from collections.abc import Iterator
 from pathlib import Path
 
 import google_crc32c
+import pytest
 
 import otel_tracking as ot
+from otel_tracking.journal.compressed import FORMS
 from otel_tracking.journal.writer import JournalWriter
 from otel_tracking.provider import TrackingMeterProvider
 from otel_tracking.recorder import Recorder
@@ -21,8 +24,11 @@ Found = tuple[str, int, int, bytes]
 
 def records(journal: Path) -> Iterator[tuple[int, int, int, int, bytes]]:
     """(kind, id, step, time, value or payload) of every record."""
-    for path in sorted(journal.glob("*.segment")):
-        data = path.read_bytes()
+    paths = {
+        path.name[:8]: path for pattern in ("packed", "segment") for path in journal.glob(f"*.{pattern}")
+    }
+    for _, path in sorted(paths.items()):
+        data = unpacked(path.read_bytes()) if path.suffix == ".packed" else path.read_bytes()
         magic, version, _, index = struct.unpack_from("<8sIIQ", data)
         (crc,) = struct.unpack_from("<I", data, 60)
         assert (magic, version) == (b"OTELTRK\0", 1)
@@ -43,6 +49,44 @@ def records(journal: Path) -> Iterator[tuple[int, int, int, int, bytes]]:
                 break
             yield kind, id_, step, time, slots[:upper]
             at += 32 + len(slots)
+
+
+def unpacked(data: bytes) -> bytes:
+    """The slots of a packed segment."""
+    magic, version, blocks, _, slots = struct.unpack_from("<8sIIQQ", data)
+    table_crc, crc = struct.unpack_from("<II", data, 56)
+    assert (magic, version, crc) == (b"OTELPAK\0", 1, google_crc32c.value(data[:60]))
+    table = data[64 : 64 + 8 * (blocks + 1)]
+    assert table_crc == google_crc32c.value(table)
+    assert data.endswith(table + data[:64])
+    offsets = struct.unpack(f"<{blocks + 1}Q", table)
+    found = b""
+    for number in range(blocks):
+        block = data[offsets[number] : offsets[number + 1]]
+        assert struct.unpack_from("<I", block)[0] == google_crc32c.value(block[4:])
+        period = block[4]
+        groups = min(2048, slots - 2048 * number) // period
+        widths = block[8 : 8 + 4 * period]
+        at = 8 + 4 * period
+        columns = []
+        for width in widths:
+            if width == 8:
+                columns.append(list(struct.unpack_from(f"<{groups}Q", block, at)))
+                at += 8 * groups
+                continue
+            word, least = struct.unpack_from("<qq", block, at)
+            at += 16
+            columns.append([word % 2**64])
+            for _ in range(groups - 1):
+                word += least + int.from_bytes(block[at : at + width], "little")
+                columns[-1].append(word % 2**64)
+                at += width
+        found += (
+            b"".join(struct.pack(f"<{4 * period}Q", *words) for words in zip(*columns, strict=True))
+            + block[at:]
+        )
+    assert len(found) == 32 * slots
+    return found
 
 
 def read(journal: Path) -> list[Found]:
@@ -89,11 +133,14 @@ def record(journal: Path, *, start: int) -> None:
     recorder.close(RunStatus.FINISHED)
 
 
-def test_it_finds_what_ours_finds(tmp_path: Path) -> None:
+@pytest.mark.parametrize("smallest", [0, 2**20], ids=["packed", "plain"])
+def test_it_finds_what_ours_finds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, smallest: int) -> None:
+    monkeypatch.setitem(FORMS, "pack", dataclasses.replace(FORMS["pack"], smallest=smallest))
     journal = tmp_path / "journal"
     for start in (0, 300):  # the second process defines its series anew
         record(journal, start=start)
     ours = ot.read_run(journal)
+    assert bool(list(journal.glob("*.packed"))) == (smallest == 0)
     values = [struct.pack("<d", value) for value in ours.values.tolist()]
     expected = list(zip(ours["tag"], ours.steps.tolist(), ours.times.tolist(), values, strict=True))
     assert len(expected) == 2 * 300 * 8
