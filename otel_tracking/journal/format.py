@@ -121,6 +121,15 @@ class Header:
         return cls(index, slots, created, rank)
 
 
+def never_written(head: bytes) -> bool:
+    """Whether a segment begins with nothing, and so holds nothing: the machine died before it was stored.
+
+    Args:
+        head: The first 64 bytes of it, or what there is of them.
+    """
+    return not any(head[: _HEADER.size])
+
+
 def record_bytes(type_: RecordType, payload: bytes, *, step: int = 0, time_ns: int | None = None) -> bytes:
     """A whole JSON record."""
     word = RECORD | type_ << 4 | len(payload) << 32

@@ -11,7 +11,7 @@ from typing import Final
 from otel_tracking.errors import UnsupportedJournal
 from otel_tracking.journal import seal
 from otel_tracking.journal.compressed import open_source
-from otel_tracking.journal.format import HEADER_SLOTS, Header, position, segment_name
+from otel_tracking.journal.format import HEADER_SLOTS, Header, never_written, position, segment_name
 from otel_tracking.journal.recovery import segments
 from otel_tracking.journal.scan import Run, Words, points_in, scan, words_of
 from otel_tracking.journal.sealed import SealedSegment
@@ -148,7 +148,7 @@ class JournalReader:
             source = Missing(removed=False)  # the seal says what that loses
         try:
             known = known or seal.load(self._directory, index)
-            slots = Header.unpack(source.read(0, HEADER_SLOTS)).slots if known is None else known.slots
+            slots = _size_of(source) if known is None else known.slots
         except UnsupportedJournal as error:
             source.close()
             raise UnsupportedJournal(f"{segment_name(index)}: {error}") from None
@@ -195,6 +195,12 @@ class JournalReader:
         first = position(self._index, self._slot)
         self._slot += stop
         return Block(data, words_of(data), runs, first, first + stop)
+
+
+def _size_of(source: Source) -> int:
+    """The slots that an open segment may have."""
+    head = source.read(0, HEADER_SLOTS)
+    return HEADER_SLOTS if never_written(head) else Header.unpack(head).slots
 
 
 class PointCounter:

@@ -9,7 +9,14 @@ from pathlib import Path
 from otel_tracking.errors import UnsupportedJournal
 from otel_tracking.journal import seal
 from otel_tracking.journal.compressed import Form, compress, open_source, segment_names
-from otel_tracking.journal.format import HEADER_SLOTS, SLOT, Header, segment_index, segment_name
+from otel_tracking.journal.format import (
+    HEADER_SLOTS,
+    SLOT,
+    Header,
+    never_written,
+    segment_index,
+    segment_name,
+)
 from otel_tracking.journal.media import remove_drafts
 from otel_tracking.journal.scan import scan
 
@@ -56,11 +63,13 @@ def repair(directory: int) -> int:
             data = _read(directory, index)
         except FileNotFoundError:  # it is compressed, and its seal is damaged
             break
-        try:
-            Header.unpack(data)
-        except UnsupportedJournal as error:
-            raise UnsupportedJournal(f"{segment_name(index)}: {error}") from None
-        whole = scan(data[HEADER_SLOTS * SLOT :]).stop
+        whole = 0
+        if not never_written(data):
+            try:
+                Header.unpack(data)
+            except UnsupportedJournal as error:
+                raise UnsupportedJournal(f"{segment_name(index)}: {error}") from None
+            whole = scan(data[HEADER_SLOTS * SLOT :]).stop
         cut(directory, index, HEADER_SLOTS + whole)
         if whole:
             break

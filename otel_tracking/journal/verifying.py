@@ -10,7 +10,7 @@ from otel_tracking.errors import UnsupportedJournal
 from otel_tracking.journal import recovery, seal
 from otel_tracking.journal.compressed import CompressedSource, open_source
 from otel_tracking.journal.forgetting import sizes
-from otel_tracking.journal.format import HEADER_SLOTS, SLOT, Header
+from otel_tracking.journal.format import HEADER_SLOTS, SLOT, Header, never_written
 from otel_tracking.journal.ownership import is_written, not_written
 from otel_tracking.journal.scan import points_in, scan
 from otel_tracking.journal.seal import BLOCK_SLOTS, Seal
@@ -130,8 +130,12 @@ def _look_at_sealed(report: SegmentReport, source: Source, known: Seal) -> None:
 
 
 def _look_at_open(report: SegmentReport, source: Source, *, written: bool) -> None:
+    head = source.read(0, HEADER_SLOTS)
+    if never_written(head):
+        report.problems.append("the machine died before it was on the disk")
+        return
     try:
-        Header.unpack(source.read(0, HEADER_SLOTS))
+        Header.unpack(head)
     except UnsupportedJournal as error:
         report.problems.append(str(error))
         return

@@ -128,7 +128,7 @@ import otel_tracking as ot
 
 tracking = ot.Tracking(project_dir=sys.argv[1], run_id="run", fsync="always")
 tracking.init_trackers("p")
-more = dict.fromkeys(map(str, range(1000)), 0.5)  # so that segments become full, and are packed
+more = dict.fromkeys(map(str, range(200)), 0.5)  # so that segments become full, and are packed
 for step in itertools.count():
     tracking.log({"a": float(step), "b": -float(step), **more}, step=step)
     print(step, flush=True)

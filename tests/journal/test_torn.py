@@ -12,9 +12,10 @@ import pytest
 
 from otel_tracking.errors import UnsupportedJournal
 from otel_tracking.journal.entries import Entry
-from otel_tracking.journal.format import HEADER_SLOTS, SLOT, RecordType
+from otel_tracking.journal.format import HEADER_SLOTS, SLOT, RecordType, segment_name
 from otel_tracking.journal.reader import JournalReader
 from otel_tracking.journal.stream import Points, RecordStream
+from otel_tracking.journal.verifying import verify
 from otel_tracking.recorder import Recorder
 from otel_tracking.records import Kind, RunStatus
 from tests.damage import unseal
@@ -161,6 +162,25 @@ def test_noise_after_the_last_record_is_not_read(journal: Path, kind: int) -> No
         noise[0] = noise[0] & 0xF0 | kind  # it begins like a row or a JSON record
         segment.write_bytes(data + noise)
         assert items(journal) == whole
+
+
+@pytest.mark.parametrize("content", [b"", bytes(64), bytes(65_536)], ids=["empty", "a header", "all"])
+def test_a_segment_that_never_reached_the_disk(journal: Path, content: bytes) -> None:
+    """Its name did: the machine died in between, and what was made durable before is there."""
+    whole = items(journal)
+    (journal / segment_name(1)).write_bytes(content)
+    assert items(journal) == whole
+    assert [report.problems for report in verify(journal) if not report.whole] == [
+        ["the machine died before it was on the disk"]
+    ]
+    recorder = Recorder()
+    recorder.open(journal)
+    recorder.log({"after": 1.0}, step=7)
+    recorder.close(RunStatus.FINISHED)
+    found = items(journal)
+    assert found[: len(whole)] == whole
+    assert [item[0] for item in found[len(whole) :]] == [RecordType.START, "after", RecordType.END]
+    assert all(report.whole for report in verify(journal))
 
 
 def test_a_damaged_header_and_another_version_are_refused(journal: Path) -> None:
