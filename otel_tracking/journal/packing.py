@@ -24,7 +24,7 @@ _WIDTHS: Final = np.array([0, 1, 2, 4, _WHOLE], dtype=np.uint8)
 _SPANS: Final = np.array([0, 0xFF, 0xFFFF, 0xFFFFFFFF], dtype=np.uint64)
 """What the differences of a column may lie apart for each width."""
 _LONGEST: Final = 8
-_CHUNK: Final = 64
+_CHUNK: Final = 32
 """Blocks packed in one go. Each call of NumPy lets the training code run, and then waits for it to let go
 again: with a block at a time that takes longer than the training code needs for the next segment."""
 
