@@ -6,13 +6,10 @@ again in that process. Waiting is the follower's business.
 
 from __future__ import annotations
 
-import socket
 from typing import Final
-from urllib.parse import urlsplit
-
-import requests.utils
 
 from otel_tracking.errors import Retry
+from otel_tracking.reach import address, knock, proxied, scheme_of
 
 _SECONDS: Final = 5.0
 
@@ -24,11 +21,12 @@ def require_answer(url: str, of: str) -> None:
         url: Of a server; other schemes than HTTP's pass.
         of: Whose, for the error.
     """
-    parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or requests.utils.get_environ_proxies(url):
+    if scheme_of(url) not in ("http", "https"):
         return
-    port = parts.port or (443 if parts.scheme == "https" else 80)
+    server = address(url)
+    if server is None or proxied(server):
+        return
     try:
-        socket.create_connection((parts.hostname or "", port), _SECONDS).close()
+        knock(server, _SECONDS)
     except OSError as error:
-        raise Retry(f"no {of} server at {parts.hostname}:{port} ({error})") from error
+        raise Retry(f"no {of} server at {server} ({error})") from error

@@ -7,7 +7,18 @@ from __future__ import annotations
 
 from typing import Final
 
-from otel_tracking.capabilities import Declaration, Feature, changed, exact, not_stored
+from otel_tracking.capabilities import (
+    Declaration,
+    Feature,
+    File,
+    Folder,
+    Netrc,
+    Server,
+    Switch,
+    changed,
+    exact,
+    not_stored,
+)
 from otel_tracking.records import MediaKind
 
 TENSORBOARD: Final = Declaration(
@@ -29,7 +40,7 @@ TENSORBOARD: Final = Declaration(
         Feature.REWIND: exact(),
         MediaKind.IMAGE: exact("without captions"),
         MediaKind.AUDIO: exact(),
-        MediaKind.VIDEO: changed("GIFs as moving images; of others a text names the file"),
+        MediaKind.VIDEO: exact("GIFs as images that move; of others a text names the file"),
         MediaKind.TABLE: changed("a text, of up to 1,000 rows, without images"),
         MediaKind.HISTOGRAM: exact(),
         MediaKind.FIGURE: exact("as an image"),
@@ -38,13 +49,30 @@ TENSORBOARD: Final = Declaration(
     },
 )
 
+# One service under two names: W&B takes the login of the second for the first.
+_FORGE: Final = {"api.forge.coreweave.com": "api.wandb.ai", "forge.coreweave.com": "api.wandb.ai"}
+
 WANDB: Final = Declaration(
     title="Weights & Biases",
     package="wandb",
     offline="WANDB_MODE=offline",
-    credentials=("WANDB_API_KEY",),
-    credential_files=("~/.netrc",),
-    server=("WANDB_BASE_URL",),
+    switches=(Switch("WANDB_MODE", "offline|disabled|dryrun"),),
+    credentials=("WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE"),
+    credential_files=(Netrc(ports=True, aliases=_FORGE),),
+    servers=(
+        Server(
+            variables=("WANDB_BASE_URL",),
+            files=(
+                File(("./wandb/settings",), r"^\s*base_url\s*[=:]\s*(\S+)"),
+                File(
+                    ("$WANDB_CONFIG_DIR/settings", "~/.config/wandb/settings"),
+                    r"^\s*base_url\s*[=:]\s*(\S+)",
+                ),
+            ),
+            default="https://api.forge.coreweave.com",  # since 0.31; before, api.wandb.ai
+        ),
+    ),
+    folders=(Folder(("$WANDB_DIR",)), Folder(("$WANDB_CACHE_DIR",)), Folder(("$WANDB_DATA_DIR",))),
     needs_login=True,
     stores="<run directory>/wandb",
     capabilities={
@@ -74,8 +102,16 @@ MLFLOW: Final = Declaration(
     title="MLflow",
     package="mlflow",
     offline="never uses the network, unless MLFLOW_TRACKING_URI names a server",
-    credentials=("MLFLOW_TRACKING_TOKEN", "MLFLOW_TRACKING_USERNAME"),
-    server=("MLFLOW_TRACKING_URI",),
+    credentials=("MLFLOW_TRACKING_TOKEN", ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD")),
+    credential_files=(File(("~/.mlflow/credentials",), r"^\s*mlflow_tracking_password\s*[=:]\s*\S"), Netrc()),
+    login_is_for="a server that asks for one",
+    servers=(
+        Server(
+            variables=("MLFLOW_TRACKING_URI",),
+            stores=True,
+            folders=Switch("MLFLOW_ALLOW_FILE_STORE", "(?i:true|1)"),
+        ),
+    ),
     stores="<project_dir>/mlflow.db",
     capabilities={
         Feature.VALUES: exact("-0.0 is 0.0"),
@@ -89,7 +125,7 @@ MLFLOW: Final = Declaration(
         Feature.STATUS: exact(),
         Feature.RESUME: exact(),
         Feature.REWIND: not_stored(),
-        MediaKind.IMAGE: exact("without captions"),
+        MediaKind.IMAGE: exact("without captions; those that move as artifacts too"),
         MediaKind.AUDIO: exact("as an artifact"),
         MediaKind.VIDEO: exact("as an artifact"),
         MediaKind.TABLE: exact(),
@@ -106,8 +142,29 @@ TRACKIO: Final = Declaration(
     title="Trackio",
     package="trackio",
     offline="never uses the network, unless `space_id` is given",
-    credentials=("HF_TOKEN",),
-    credential_files=("~/.cache/huggingface/token",),
+    credentials=("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"),
+    credential_files=(
+        File(
+            (
+                "$HF_TOKEN_PATH",
+                "$HF_HOME/token",
+                "$XDG_CACHE_HOME/huggingface/token",
+                "~/.cache/huggingface/token",
+            ),
+            r"\S",
+        ),
+    ),
+    login_is_for="`space_id`",
+    folders=(
+        Folder(
+            (
+                "$TRACKIO_DIR",
+                "$HF_HOME/trackio",
+                "$XDG_CACHE_HOME/huggingface/trackio",
+                "~/.cache/huggingface/trackio",
+            )
+        ),
+    ),
     stores="TRACKIO_DIR, else the cache of Hugging Face",
     capabilities={
         Feature.VALUES: exact(),
@@ -136,6 +193,10 @@ DVCLIVE: Final = Declaration(
     title="DVCLive",
     package="dvclive",
     offline="never uses the network, unless DVC Studio is set up",
+    switches=(Switch("DVC_STUDIO_OFFLINE", "(?i:.*(1|y|yes|true).*)"),),
+    credentials=("DVC_STUDIO_TOKEN", "STUDIO_TOKEN"),
+    login_is_for="DVC Studio",
+    servers=(Server(variables=("DVC_STUDIO_URL",), default="https://studio.datachain.ai"),),
     stores="<run directory>/dvclive",
     capabilities={
         Feature.VALUES: exact(),
@@ -160,13 +221,27 @@ DVCLIVE: Final = Declaration(
     },
 )
 
+# `swanlab login` keeps the key and the server it is for in a file of its own.
+_SWANLAB: Final = (
+    ("./.swanlab/.netrc",),
+    ("$SWANLAB_ROOT/.netrc", "$SWANLAB_SAVE_DIR/.netrc", "~/.swanlab/.netrc"),
+)
+
 SWANLAB: Final = Declaration(
     title="SwanLab",
     package="swanlab",
     offline="SWANLAB_MODE=offline",
+    switches=(Switch("SWANLAB_MODE", "[\"']?(offline|local|disabled)[\"']?"),),
     credentials=("SWANLAB_API_KEY",),
-    credential_files=("~/.swanlab/.netrc", "~/.netrc"),
-    server=("SWANLAB_API_HOST",),
+    credential_files=tuple(Netrc(places, ports=True, any_machine=True) for places in _SWANLAB),
+    servers=(
+        Server(
+            variables=("SWANLAB_API_HOST",),
+            files=tuple(File(places, r"^\s*machine\s+(\S+)") for places in _SWANLAB),
+            default="https://api.swanlab.cn",
+            bare=True,
+        ),
+    ),
     needs_login=True,
     stores="<run directory>/swanlog",
     capabilities={
@@ -220,13 +295,25 @@ AIM: Final = Declaration(
     },
 )
 
+_CLEARML: Final = ("$CLEARML_CONFIG_FILE", "~/clearml.conf")
+# Any other word is true to ClearML, a version number too.
+_NOT_FALSE: Final = "(?i:(?!(?:n|no|f|false|off|0)$).+)"
+
 CLEARML: Final = Declaration(
     title="ClearML",
     package="clearml",
     offline="CLEARML_OFFLINE_MODE=1",
-    credentials=("CLEARML_API_ACCESS_KEY",),
-    credential_files=("~/clearml.conf",),
-    server=("CLEARML_API_HOST",),
+    switches=(Switch("CLEARML_OFFLINE_MODE", _NOT_FALSE), Switch("TRAINS_OFFLINE_MODE", _NOT_FALSE)),
+    credentials=(("CLEARML_API_ACCESS_KEY", "CLEARML_API_SECRET_KEY"), "CLEARML_AUTH_TOKEN"),
+    credential_files=(File(_CLEARML, r"^[^#\n]*secret_key[\"']?\s*[=:]\s*[\"']?[^\s\"']"),),
+    servers=(
+        Server(
+            variables=("CLEARML_API_HOST", "TRAINS_API_HOST"),
+            files=(File(_CLEARML, r"^[^#\n]*api_server[\"']?\s*[=:]\s*[\"']?([^\s\"',}]+)"),),
+            default="https://api.clear.ml",
+        ),
+    ),
+    folders=(Folder(("$CLEARML_CACHE_DIR", "$TRAINS_CACHE_DIR", "~/.clearml/cache")),),
     needs_login=True,
     stores="the server; offline CLEARML_CACHE_DIR/offline",
     capabilities={
@@ -252,13 +339,34 @@ CLEARML: Final = Declaration(
     },
 )
 
+_COMET: Final = (
+    ("$COMET_CONFIG",),
+    ("$COMET_CONFIG/.comet.config",),
+    ("./.comet.config",),
+    ("~/.comet.config",),
+)
+
 COMET_ML: Final = Declaration(
     title="Comet",
     package="comet_ml",
     offline="COMET_START_ONLINE=0",
+    switches=(Switch("COMET_START_ONLINE", "(?i:0|false|no)"),),
     credentials=("COMET_API_KEY",),
-    credential_files=("~/.comet.config",),
-    server=("COMET_URL_OVERRIDE",),
+    credential_files=(
+        File(("./.env",), r"^\s*(?:export\s+)?COMET_API_KEY\s*=\s*\S"),
+        *(File(places, r"^\s*api_key\s*[=:]\s*\S") for places in _COMET),
+    ),
+    servers=(
+        Server(
+            variables=("COMET_URL_OVERRIDE",),
+            files=(
+                File(("./.env",), r"^\s*(?:export\s+)?COMET_URL_OVERRIDE\s*=\s*[\"']?([^\s\"']+)"),
+                *(File(places, r"^\s*url_override\s*[=:]\s*(\S+)") for places in _COMET),
+            ),
+            default="https://www.comet.com",
+            elsewhere=Switch("COMET_API_KEY", r"[^*]+\*.+"),  # such a key names its server, encoded
+        ),
+    ),
     needs_login=True,
     stores="<run directory>/comet",
     capabilities={

