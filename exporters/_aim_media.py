@@ -15,12 +15,9 @@ from PIL import Image as Pictures
 from otel_tracking.config import without_surrogates
 from otel_tracking.media.histograms import quantiles
 from otel_tracking.media.tables import as_csv
-from otel_tracking.names import NameRule
+from otel_tracking.names import FILE_PATHS
 from otel_tracking.records import Media, MediaFile, MediaKind
 
-FILES: Final = NameRule(
-    forbidden=r"\x00-\x1f\x7f\\", forbidden_parts=r"^/|/(?=/|\Z)|(?:(?<=/)|^)\.(?=\.?(?:/|\Z))", max_bytes=200
-)
 _AUDIO: Final = ("mp3", "wav", "flac")
 _TEXT: Final = "text"
 
@@ -51,8 +48,7 @@ def form_of(media: Media) -> Form:
     file = media.files[0]
     kind, _, format_ = file.media_type.partition("/")
     if kind == "image":
-        moving = "a video is an image; Aim keeps its first frame" if media.kind is MediaKind.VIDEO else ""
-        return Form(media.kind.value, lambda: _images(media), moving)
+        return Form(media.kind.value, lambda: _images(media), _of_moving(media))
     if kind == "audio" and file.path.suffix[1:].lower() in _AUDIO:
         return Form(media.kind.value, lambda: _audio(file))
     if format_ == "html":
@@ -60,6 +56,13 @@ def form_of(media: Media) -> Form:
             _TEXT, lambda: Text(file.path.read_text(encoding="utf-8", errors="replace")), "HTML is a text"
         )
     return Form("", list, f"{media.kind.plural}: an artifact")
+
+
+def _of_moving(media: Media) -> str:
+    if media.kind is MediaKind.VIDEO:
+        return "a video is an image; Aim keeps its first frame"
+    moves = any(file.details.get("frames", 1) > 1 for file in media.files)
+    return "an image that moves is its first frame" if moves else ""
 
 
 def _of_histogram(media: Media) -> Form:
@@ -96,5 +99,5 @@ def log_files(run: Run, media: Media) -> None:
     if run.artifacts_uri is None:
         run.set_artifacts_uri(Path(run.repo.path, "artifacts").absolute().as_uri())
     for file in media.files:
-        name = f"{FILES.escape(media.tag)}/{media.step}-{media.position}/{FILES.escape(file.name)}"
+        name = f"{FILE_PATHS.escape(media.tag)}/{media.step}-{media.position}/{FILE_PATHS.escape(file.name)}"
         run.log_artifact(str(file.path), name=name, block=True)

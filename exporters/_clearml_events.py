@@ -17,6 +17,7 @@ from clearml import Task
 from clearml.backend_interface.metrics import Metrics
 from clearml.backend_interface.metrics.events import MediaEvent, PlotEvent, ScalarEvent
 
+from otel_tracking.config import without_surrogates
 from otel_tracking.errors import Retry
 from otel_tracking.media.tables import rows_of
 from otel_tracking.names import NameRule
@@ -172,7 +173,7 @@ def upload_artifact(task: Task, name: str, media: Media, folder: Path) -> None:
         path.symlink_to(file.path.absolute())
         files.append(path)
     what = files[0] if len(files) == 1 else folder
-    metadata = {"step": media.step, "name": media.tag.encode(errors="backslashreplace").decode()}
+    metadata = {"step": media.step, "name": without_surrogates(media.tag)}
     if not task.upload_artifact(name, artifact_object=what, metadata=metadata, wait_on_upload=True):
         raise Retry("ClearML did not take an artifact")
 

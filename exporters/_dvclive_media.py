@@ -5,22 +5,17 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
-from typing import Final
 
 from otel_tracking.config import without_surrogates
 from otel_tracking.media.overlays import lost_overlays
 from otel_tracking.media.tables import as_csv
-from otel_tracking.names import NameRule
+from otel_tracking.names import FILE_PATHS
 from otel_tracking.records import Media, MediaKind, Text
-
-PATHS: Final = NameRule(
-    forbidden=r"\x00-\x1f\x7f\\", forbidden_parts=r"^/|/(?=/|\Z)|(?:(?<=/)|^)\.(?=\.?(?:/|\Z))", max_bytes=200
-)
 
 
 def write_text(folder: Path, text: Text) -> str:
     """A file of its own, `texts/<name>/<step>-<position>.txt`; what is changed, or nothing."""
-    path = folder / "texts" / PATHS.escape(text.tag) / f"{text.step}-{text.position}.txt"
+    path = folder / "texts" / FILE_PATHS.escape(text.tag) / f"{text.step}-{text.position}.txt"
     path.parent.mkdir(parents=True, exist_ok=True)
     content = without_surrogates(text.text)
     path.write_text(content, encoding="utf-8", newline="")
@@ -29,7 +24,7 @@ def write_text(folder: Path, text: Text) -> str:
 
 def write_media(folder: Path, media: Media) -> str:
     """Files where DVCLive has its own, or near them; what is changed, or nothing."""
-    tag = PATHS.escape(media.tag)
+    tag = FILE_PATHS.escape(media.tag)
     if media.kind in (MediaKind.IMAGE, MediaKind.FIGURE) and _are_images(media):
         # DVC shows `<folder>/<step>.png` as one image with a slider.
         for number, file in enumerate(media.files):
@@ -55,7 +50,7 @@ def write_media(folder: Path, media: Media) -> str:
         _write(base, f"{media.step}-{media.position}.csv", as_csv(media, names))
         return "a table is a CSV file"
     for file in media.files:
-        name = PATHS.escape(file.name)
+        name = FILE_PATHS.escape(file.name)
         place = base / f"{media.step}-{media.position}" / name
         _copy(file.path, place.parent, place.name)
     return "" if media.kind is MediaKind.ARTIFACT else f"{media.kind.plural}: a file"

@@ -71,12 +71,16 @@ def _upload(run: MLflowRun, file: MediaFile, folder: str, name: str) -> None:
 
 
 def _images(run: MLflowRun, media: Media) -> None:
-    """As `MlflowClient.log_image` does, whose names have a random part."""
+    """As `MlflowClient.log_image` does, whose names have a random part; those that move as artifacts too."""
     key = _KEYS.escape(media.tag).replace("/", "#")
     for number, file in enumerate(media.files):
-        unique = uuid.uuid5(_NAMES, f"{run.run_id} {media.position} {number}")
+        # Artifacts are listed by name: what stands for the random part begins with the image's number.
+        unique = f"{number:04x}{str(uuid.uuid5(_NAMES, f'{run.run_id} {media.position} {number}'))[4:]}"
         name = f"{key}+step+{media.step}+timestamp+{media.time // 1_000_000}+{unique}"
         with tempfile.TemporaryDirectory() as folder, Image.open(file.path) as image:
+            if getattr(image, "n_frames", 1) > 1:  # MLflow's page shows images that do not move
+                moving = f"{media.step}-{media.position}-{number}{file.path.suffix}"
+                _upload(run, file, f"moving_images/{FILES.escape(media.tag)}", moving)
             image.save(Path(folder, f"{name}.png"))
             small = image.convert("RGBA" if "A" in image.getbands() else "RGB")
             small.thumbnail((_THUMBNAIL, _THUMBNAIL))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
 from PIL import Image
@@ -44,6 +44,12 @@ def media_values(tag: str, media: Media) -> tuple[list[Summary.Value], str]:
         f"- `{file.name}`, {file.size:,} bytes, SHA-256 `{file.sha256}`" for file in media.files
     )
     return [text_value(tag, listed)], f"{media.kind.plural}: a text names the files; the journal has them"
+
+
+def forms_of(values: Iterable[Summary.Value]) -> dict[str, str]:
+    """What tags have, but those of texts, which no other data has."""
+    forms = {value.tag: value.WhichOneof("value") for value in values}
+    return {tag: form for tag, form in forms.items() if form != "tensor"}
 
 
 def _files(media: Media) -> list[tuple[int, MediaFile]]:

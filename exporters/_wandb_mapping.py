@@ -7,6 +7,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from otel_tracking.config import without_surrogates
 from otel_tracking.names import NameRule
 
 STEP = "training/step"
@@ -68,7 +69,7 @@ def config_value(value: Any) -> Any:
         case str():
             # W&B would look up the artifact such a text names, online.
             text = json.dumps(value) if value.startswith(_ARTIFACT) else value
-            return text.encode(errors="backslashreplace").decode()
+            return without_surrogates(text)
         case Mapping() if value.get("_type") == "artifactVersion":
             return json.dumps(value)
         case Mapping():

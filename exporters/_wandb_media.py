@@ -8,6 +8,7 @@ from typing import Any, Final
 
 import wandb
 
+from otel_tracking.config import without_surrogates
 from otel_tracking.media.overlays import boxes_and_masks
 from otel_tracking.media.tables import rows_of
 from otel_tracking.names import NameRule
@@ -50,7 +51,7 @@ def as_artifact(media: Media) -> wandb.Artifact:
     artifact = wandb.Artifact(
         ARTIFACT_NAMES.escape(media.tag),
         type="dataset" if media.kind is MediaKind.ARTIFACT else media.kind.value,
-        metadata={"name": media.tag.encode(errors="backslashreplace").decode(), "step": media.step},
+        metadata={"name": without_surrogates(media.tag), "step": media.step},
     )
     for file in media.files:
         name = "/".join(_FILE_NAMES.escape(part) for part in file.name.split("/"))
@@ -72,4 +73,4 @@ def _cell(value: Any) -> Any:
         return _image(value)
     if isinstance(value, list | dict):
         return json.dumps(value)
-    return value.encode(errors="backslashreplace").decode() if isinstance(value, str) else value
+    return without_surrogates(value)

@@ -16,6 +16,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Final
 
+import numpy as np
 from aim.__version__ import __version__
 from aim.sdk.errors import MissingRunError
 from aim.sdk.index_manager import RepoIndexManager
@@ -32,6 +33,7 @@ from otel_tracking.media.overlays import lost_overlays
 from otel_tracking.names import NameRule
 from otel_tracking.records import Batch, Config, Media, RunInfo, RunStatus, Text, Written
 from otel_tracking.sdk_exporters import TrackerMetricExporter, TrackerSpanExporter
+from otel_tracking.tags import KIND_PARTS, of_kind
 from otel_tracking.tracker import Pacing, Tracker
 from otel_tracking_exporters._aim_media import form_of, log_files
 from otel_tracking_exporters._aim_repository import folder_of, make, reserve, state_is_saved
@@ -55,7 +57,7 @@ class AimTracker(Tracker):
     requires_logging_directory: ClassVar[bool] = True
     exactly_once = True
     # Aim's own series begin with two underscores.
-    names: ClassVar[NameRule] = NameRule(forbidden=r"\x00", forbidden_parts=r"^_(?=_)")
+    names: ClassVar[NameRule] = NameRule(forbidden=r"\x00", forbidden_parts=rf"^_(?=_)|{KIND_PARTS}")
     pacing: ClassVar[Pacing] = Pacing(max_points=1_000)
 
     def __init__(self) -> None:
@@ -104,7 +106,8 @@ class AimTracker(Tracker):
 
     def write(self, batch: Batch) -> Written:
         """Track points, those of a row in one call."""
-        names = [self._typed(self.names.escape(series.tag), "series") for series in batch.series]
+        names = [self._typed(series.tag, "series") for series in batch.series]
+        apart = [n for n, s in enumerate(batch.series) if names[n] != self.names.escape(s.tag)]
         for moment in batch.moments():
             values: dict[int, dict[str, float]] = {}
             for index, value in moment.values.items():
@@ -113,7 +116,8 @@ class AimTracker(Tracker):
                 for repetition, part in values.items():
                     self._track(part, None, moment.step, moment.time, repetition)
         self._position = max(self._position, int(batch.positions[-1]))
-        return Written(len(batch))
+        moved = int(np.isin(batch.index, apart).sum()) if apart else 0
+        return Written(len(batch), {_apart("series"): moved} if moved else {})
 
     def _track(self, value: Any, name: str | None, step: int, time: int, repetition: int) -> None:
         context = {"repetition": repetition + 1} if repetition else {}
@@ -133,11 +137,10 @@ class AimTracker(Tracker):
         taken.append(BitMap64([step + _SHIFT]))
         return len(taken) - 1
 
-    def _typed(self, name: str, type_: str) -> str:
-        """A name for data of that type: another one, if it has data of another type already."""
-        while self._types.setdefault(name, type_) != type_:
-            name = f"{name}/{type_}"
-        return name
+    def _typed(self, tag: str, type_: str) -> str:
+        """A tag's name for data of that type: another one, if its own has data of another type already."""
+        name = self.names.escape(tag)
+        return name if self._types.setdefault(name, type_) == type_ else of_kind(tag, type_, self.names)
 
     def write_text(self, text: Text) -> Written:
         """Track a text."""
@@ -168,8 +171,7 @@ class AimTracker(Tracker):
     def _track_object(
         self, made: Any, tag: str, type_: str, step: int, time: int, position: int, changed: Mapping[str, int]
     ) -> Written:
-        plain = self.names.escape(tag)
-        name = self._typed(plain, type_)
+        name = self._typed(tag, type_)
         repetition = self._repetition(name, max(step, 0))
         if position > self._known:
             self._track(made, name, max(step, 0), time, repetition)
@@ -177,8 +179,8 @@ class AimTracker(Tracker):
         changes = dict(changed)
         if step < 0:
             changes["a negative step is stored as 0"] = 1
-        if name != plain:
-            changes[f"stored as <name>/{type_}: the name has other data"] = 1
+        if name != self.names.escape(tag):
+            changes[_apart(type_)] = 1
         return Written(1, changes)
 
     def write_config(self, config: Config) -> Written:
@@ -231,6 +233,10 @@ class AimTracker(Tracker):
     def handle(self) -> AimHandle:
         """The run with Accelerate's words."""
         return AimHandle(self._opened)
+
+
+def _apart(type_: str) -> str:
+    return f"stored as <name> ({type_}): the name has other data"
 
 
 def _open(options: dict[str, Any], known: str | None, run_directory: Path) -> Run:

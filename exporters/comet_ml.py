@@ -36,8 +36,9 @@ from comet_ml.messages import MetricMessage
 from otel_tracking.capabilities import Declaration
 from otel_tracking.config import without_surrogates
 from otel_tracking.errors import NotStarted, Retry
+from otel_tracking.media.overlays import lost_overlays
 from otel_tracking.media.tables import as_csv
-from otel_tracking.names import NameRule
+from otel_tracking.names import FILE_PATHS, NameRule
 from otel_tracking.records import (
     Batch,
     Config,
@@ -55,9 +56,6 @@ from otel_tracking_exporters.declarations import COMET_ML
 
 _FLUSH_TIMEOUT: Final = 10.0
 _UPLOAD_PATIENCE: Final = 60.0
-_FILES: Final = NameRule(
-    forbidden=r"\x00-\x1f\x7f\\", forbidden_parts=r"^/|/(?=/|\Z)|(?:(?<=/)|^)\.(?=\.?(?:/|\Z))", max_bytes=200
-)
 
 
 class CometMLTracker(Tracker):
@@ -129,7 +127,7 @@ class CometMLTracker(Tracker):
             case MediaKind.TABLE:
                 cells = {file.sha256: f"{file.sha256[:16]}{file.path.suffix}" for file in media.files[1:]}
                 content = without_surrogates(as_csv(media, cells))
-                folder = f"{_FILES.escape(media.tag)}/{step}-{media.position}"
+                folder = f"{FILE_PATHS.escape(media.tag)}/{step}-{media.position}"
                 for file in media.files[1:]:
                     self._asset(file, f"{folder}/{cells[file.sha256]}", step)
                 self._opened.log_asset_data(content, name=f"{folder}.csv", step=step)
@@ -141,16 +139,16 @@ class CometMLTracker(Tracker):
                 self._opened.log_histogram_3d(histogram, name=name, step=step)
                 changed = "a histogram has Comet's bins"
             case MediaKind.ARTIFACT:
-                folder = f"{_FILES.escape(media.tag)}/{step}-{media.position}"
+                folder = f"{FILE_PATHS.escape(media.tag)}/{step}-{media.position}"
                 for file in media.files:
-                    self._asset(file, f"{folder}/{_FILES.escape(file.name)}", step)
+                    self._asset(file, f"{folder}/{FILE_PATHS.escape(file.name)}", step)
             case _:
                 for number, file in enumerate(media.files):
                     label = name if len(media.files) == 1 else f"{name}/{number}"
                     self._file(media, file, label)
                 changed = "HTML is an asset" if media.files[0].media_type == "text/html" else ""
         self._position = media.position
-        return Written(1, {changed: 1} if changed else {})
+        return Written(1, ({changed: 1} if changed else {}) | lost_overlays(media))
 
     def _file(self, media: Media, file: MediaFile, name: str) -> None:
         experiment, path = self._opened, str(file.path)
@@ -165,7 +163,7 @@ class CometMLTracker(Tracker):
         elif kind == "audio":
             experiment.log_audio(path, file_name=f"{name}{file.path.suffix}", step=media.step)
         else:
-            asset = f"{_FILES.escape(media.tag)}/{media.step}-{media.position}{file.path.suffix}"
+            asset = f"{FILE_PATHS.escape(media.tag)}/{media.step}-{media.position}{file.path.suffix}"
             self._asset(file, asset, media.step)
 
     def _asset(self, file: MediaFile, name: str, step: int) -> None:

@@ -39,6 +39,7 @@ from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_RUN_NOTE
 from mlflow.utils.validation import MAX_METRICS_PER_BATCH, MAX_PARAMS_TAGS_PER_BATCH, MAX_TAG_VAL_LENGTH
 
 from otel_tracking.capabilities import Declaration
+from otel_tracking.config import without_surrogates
 from otel_tracking.errors import ConfigurationError, NotStarted, Retry
 from otel_tracking.media.overlays import lost_overlays
 from otel_tracking.names import NameRule
@@ -196,7 +197,7 @@ class MLflowTracker(Tracker):
 
     def write_text(self, text: Text) -> Written:
         """Store a text as an artifact whose name says step and journal position."""
-        kept = text.text.encode(errors="backslashreplace").decode()
+        kept = without_surrogates(text.text)
         file = f"text/{FILES.escape(text.tag)}/{text.step}-{text.position}.txt"
         refused = self._attempt(lambda run: run.client.log_text(run.run_id, kept, file))
         self._position = max(self._position, text.position)

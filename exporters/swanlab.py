@@ -2,7 +2,7 @@
 
 SwanLab keeps one point a series and step, the first, and takes steps from 0 to 2^48: other points are
 refused, counted, and lie in the dead letters. A name has one kind of data: media under a series' name go
-to `<name>/<kind>`.
+to `<name> (<kind>)`.
 
 Offline (`SWANLAB_MODE=offline`, or `init_kwargs={"swanlab": {"mode": "offline"}}`) a run lies in
 `<run directory>/swanlog/run-*`; upload it with `swanlab sync <that folder>`. SwanLab can't continue an
@@ -28,6 +28,7 @@ from otel_tracking.media.overlays import lost_overlays
 from otel_tracking.names import NameRule
 from otel_tracking.records import Batch, Config, Media, MediaKind, RunInfo, RunStatus, Text, Written
 from otel_tracking.sdk_exporters import TrackerMetricExporter, TrackerSpanExporter
+from otel_tracking.tags import KIND_PARTS, of_kind
 from otel_tracking.tracker import Pacing, Tracker
 from otel_tracking_exporters._swanlab_media import TEXT, as_items, item
 from otel_tracking_exporters._swanlab_run import RecordWriter, hooks_kept, open_run, retire
@@ -51,7 +52,7 @@ class SwanLabTracker(Tracker):
     # What SwanLab strips off the ends, its own names, and control characters, which it drops a point for.
     names: ClassVar[NameRule] = NameRule(
         forbidden=r"\x00-\x1f\x7f-\x9f",
-        forbidden_parts=rf"^[ ./]|[ ./]\Z|^_(?=_swanlab__\.)|{QUANTILE_PARTS}",
+        forbidden_parts=rf"^[ ./]|[ ./]\Z|^_(?=_swanlab__\.)|{QUANTILE_PARTS}|{KIND_PARTS}",
         max_length=512,
     )
     pacing: ClassVar[Pacing] = Pacing(max_points=2_000)
@@ -81,11 +82,12 @@ class SwanLabTracker(Tracker):
         """Write points; which are refused, the module says."""
         if int(batch.positions[-1]) <= self._taken:
             return Written(len(batch))
-        names = [self._typed(self.names.escape(series.tag), _SCALAR, "series") for series in batch.series]
+        names = [self._typed(series.tag, _SCALAR, "series") for series in batch.series]
+        apart = {n for n, s in enumerate(batch.series) if names[n] != self.names.escape(s.tag)}
         rejected: dict[str, list[int]] = {}
         rows = []
         columns = [c.tolist() for c in (batch.index, batch.steps, batch.values, batch.times, batch.positions)]
-        altered = 0
+        early = moved = 0
         for place, (index, step, value, time, position) in enumerate(zip(*columns, strict=True)):
             if position <= self._taken:
                 continue
@@ -93,13 +95,14 @@ class SwanLabTracker(Tracker):
             if reason:
                 rejected.setdefault(reason, []).append(place)
                 continue
-            altered += time < 0
+            early += time < 0
+            moved += index in apart
             rows.append((names[index], step, value, max(time, 0)))
         self._writer.scalars(rows)
         self._taken = int(batch.positions[-1])
         refused = sum(map(len, rejected.values()))
-        changes = {"time before 1970 stored as 1970": altered} if altered else {}
-        return Written(len(batch) - refused, changes, rejected)
+        changes = {"time before 1970 stored as 1970": early, _apart("series"): moved}
+        return Written(len(batch) - refused, {why: n for why, n in changes.items() if n}, rejected)
 
     def _refusal(self, key: str, step: int) -> str:
         """Why a point of that step can't be stored, or nothing; then it counts as stored."""
@@ -113,10 +116,14 @@ class SwanLabTracker(Tracker):
         steps.add(step)
         return ""
 
-    def _typed(self, key: str, type_: int, suffix: str) -> str:
-        """A key for data of that type: another one, if the key has another type already."""
-        while self._types.setdefault(key, type_) != type_:
-            key = f"{key}/{suffix}"
+    def _typed(self, tag: str, type_: int, kind: str) -> str:
+        """A tag's key for data of that type: another one, if its own has another type already."""
+        key = self.names.escape(tag)
+        if self._types.setdefault(key, type_) != type_:
+            key = of_kind(tag, kind, self.names)
+            # Of one kind, figures are images or HTML, and videos GIFs or not.
+            while self._types.setdefault(key, type_) != type_:
+                key = f"{key} ({kind})"
         return key
 
     def write_text(self, text: Text) -> Written:
@@ -143,14 +150,13 @@ class SwanLabTracker(Tracker):
         self,
         media: Media,
         type_: int,
-        suffix: str,
+        kind: str,
         items: Sequence[tuple[str, str, bytes, str]],
         changes: Mapping[str, int],
     ) -> Written:
         if media.position <= self._taken:
             return Written(1)
-        plain = self.names.escape(media.tag)
-        key = self._typed(plain, type_, suffix)
+        key = self._typed(media.tag, type_, kind)
         reason = self._refusal(key, media.step)
         if reason:
             self._taken = media.position
@@ -161,7 +167,7 @@ class SwanLabTracker(Tracker):
             self._steps[key].discard(media.step)
             raise Retry(f"SwanLab's files can't be written: {error.strerror}") from error
         self._taken = media.position
-        renamed = {f"stored as <name>/{suffix}: the name has other data": 1} if key != plain else {}
+        renamed = {_apart(kind): 1} if key != self.names.escape(media.tag) else {}
         return Written(1, {**changes, **renamed})
 
     def write_config(self, config: Config) -> Written:
@@ -259,6 +265,10 @@ class SwanLabSpanExporter(TrackerSpanExporter):
     """An OpenTelemetry `SpanExporter` that logs spans' durations to a SwanLab run."""
 
     tracker = SwanLabTracker
+
+
+def _apart(kind: str) -> str:
+    return f"stored as <name> ({kind}): the name has other data"
 
 
 def _is_special(value: object) -> bool:

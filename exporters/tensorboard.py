@@ -6,14 +6,12 @@ step as an int64), in recorded order. Every write is with the operating system w
 
 from __future__ import annotations
 
-import difflib
 import logging
 import math
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -36,6 +34,7 @@ from otel_tracking.records import (
     Written,
 )
 from otel_tracking.sdk_exporters import TrackerMetricExporter, TrackerSpanExporter
+from otel_tracking.tags import KIND_PARTS, of_kind
 from otel_tracking.tracker import Tracker
 from otel_tracking_exporters._tensorboard_events import encode_rows, frame, scalar, stamp
 from otel_tracking_exporters._tensorboard_file import (
@@ -45,7 +44,8 @@ from otel_tracking_exporters._tensorboard_file import (
     read_event,
     stored_position,
 )
-from otel_tracking_exporters._tensorboard_media import media_values
+from otel_tracking_exporters._tensorboard_media import forms_of, media_values
+from otel_tracking_exporters._tensorboard_options import Options
 from otel_tracking_exporters._tensorboard_rewind import retire_void
 from otel_tracking_exporters._tensorboard_rewind import rewind as rewound
 from otel_tracking_exporters._tensorboard_summaries import (
@@ -61,6 +61,7 @@ from otel_tracking_exporters.declarations import TENSORBOARD
 if TYPE_CHECKING:
     from otel_tracking_exporters._tensorboard_native import RunWriter
 
+_SERIES: Final = "series"
 _logger = logging.getLogger(__name__)
 
 
@@ -77,9 +78,9 @@ class TensorBoardTracker(Tracker):
     declaration: ClassVar[Declaration] = TENSORBOARD
     requires_logging_directory = True
     exactly_once = True
-    # Tags that TensorBoard's plugins give a meaning of their own.
+    # Tags that TensorBoard's plugins, or we, give a meaning of their own.
     names = NameRule(
-        forbidden_parts=r"^_(?=hparams_/)|^c(?=ustom_scalars__config__\Z)|/(?=text_summary\Z)",
+        forbidden_parts=rf"^_(?=hparams_/)|^c(?=ustom_scalars__config__\Z)|/(?=text_summary\Z)|{KIND_PARTS}",
     )
 
     def __init__(self) -> None:
@@ -89,7 +90,8 @@ class TensorBoardTracker(Tracker):
         self._torn_after = 0
         self._group = ""
         self._charts = Charts()
-        self._described: set[str] = set()
+        self._forms: dict[str, str] = {}
+        """What tags have: TensorBoard shows one form of data a tag. Those of series are described."""
         self._config: dict[str, Any] = {}
         self._config_due: tuple[Event, int] | None = None
         self._configured = False
@@ -103,10 +105,11 @@ class TensorBoardTracker(Tracker):
         Raises:
             ConfigurationError: An option that `SummaryWriter` does not have, or of the wrong type.
         """
-        options = _Options.of(run.options)
+        options = Options.of(run.options)
         retire_void(run.directory)
         self._position = stored_position(run.directory, run.position, run.state)
         self._configured = bool(run.state.get("configured"))
+        self._forms = dict(run.state.get("forms", {}))
         self._group = run.group
         charts_at = run.state.get("charts_at")
         if charts_at is not None and (run.directory / run.state["file"]).exists():
@@ -116,9 +119,7 @@ class TensorBoardTracker(Tracker):
         self._file = EventFile(run.directory, options.filename_suffix)
         if options.purge_step is not None:
             start = SessionLog(status=SessionLog.START)
-            for _ in range(
-                2
-            ):  # of the first one in a run TensorBoard takes no notice: it is where runs begin
+            for _ in range(2):  # the first one in a run is where it begins, and TensorBoard takes no notice
                 self._file.append_event(Event(step=options.purge_step, session_log=start))
         return self._position
 
@@ -142,9 +143,12 @@ class TensorBoardTracker(Tracker):
         altered["beyond float32, stored as infinity"] = int(overflown.sum())
         altered["stored as float32"] = int(changed.sum()) - int(overflown.sum())
 
+        tags = [self._series_tag(series.tag) for series in batch.series]
+        apart = [n for n, tag in enumerate(tags) if tag.endswith(f" ({_SERIES})")]  # no other one does
+        altered[_apart(_SERIES)] = int(np.isin(batch.index, apart).sum()) if apart else 0
         new = int(np.searchsorted(batch.positions, self._torn_after, side="right"))
         if new < len(batch):
-            self._append_points(batch[new:], walls[new:], values[new:])
+            self._append_points(batch[new:], tags, walls[new:], values[new:])
         return Written(len(batch), altered={reason: n for reason, n in altered.items() if n})
 
     def write_text(self, text: Text) -> Written:
@@ -161,11 +165,12 @@ class TensorBoardTracker(Tracker):
         tag = self.names.escape(media.tag)
         values, changed = media_values(tag, media)
         altered = ({changed: 1} if changed else {}) | media.lost_captions
-        if tag in self._described:  # TensorBoard takes one kind of data a tag, and drops others
-            altered[f"its name ends in /{media.kind}, as a series has the name"] = 1
-            values, _ = media_values(f"{tag}/{media.kind}", media)
+        if any(self._forms.get(tag, form) != form for tag, form in forms_of(values).items()):
+            altered[_apart(media.kind)] = 1
+            values, _ = media_values(of_kind(media.tag, media.kind, self.names), media)
         wall = _wall(media.options, default=media.time / 1e9)
         self._append_ours(_event(values, wall, media.step), media.position)
+        self._forms.update(forms_of(values))
         return Written(1, altered)
 
     def write_config(self, config: Config) -> Written:
@@ -208,6 +213,7 @@ class TensorBoardTracker(Tracker):
             "size": file.size,
             "configured": self._configured,
             "charts_at": self._charts.stored_at,
+            "forms": {tag: form for tag, form in self._forms.items() if form != _SERIES},
         }
 
     def finish(self, status: RunStatus) -> None:
@@ -259,8 +265,13 @@ class TensorBoardTracker(Tracker):
         assert self._file is not None, "`start` comes first"
         return self._file
 
-    def _append_points(self, batch: Batch, walls: Float64Array, values: npt.NDArray[np.float32]) -> None:
-        tags = [self.names.escape(series.tag) for series in batch.series]
+    def _series_tag(self, tag: str) -> str:
+        plain = self.names.escape(tag)
+        return plain if self._forms.get(plain, _SERIES) == _SERIES else of_kind(tag, _SERIES, self.names)
+
+    def _append_points(
+        self, batch: Batch, tags: Sequence[str], walls: Float64Array, values: npt.NDArray[np.float32]
+    ) -> None:
         scalars = [scalar(tag) for tag in tags]
         index = batch.index
         described = self._described_first(batch, tags)
@@ -277,14 +288,14 @@ class TensorBoardTracker(Tracker):
             self._charts.add(grouped)
             self._append(self._layout() + points, int(batch.positions[-1]))
             self._charts.due = False
-        self._described.update(tags)
+        self._forms.update(dict.fromkeys(tags, _SERIES))
 
     def _described_first(self, batch: Batch, tags: Sequence[str]) -> dict[int, bytes]:
         """By point: the metadata of series that occur for the first time and have a description."""
         about = {
             i: metadata
             for i, (series, tag) in enumerate(zip(batch.series, tags, strict=True))
-            if tag not in self._described and (metadata := scalar_metadata(series))
+            if tag not in self._forms and (metadata := scalar_metadata(series))
         }
         if not about:
             return {}
@@ -404,34 +415,8 @@ class TensorBoardSpanExporter(TrackerSpanExporter):
     tracker = TensorBoardTracker
 
 
-@dataclass(frozen=True, slots=True)
-class _Options:
-    """The arguments of `SummaryWriter` but the directory; its class docstring says what they do here."""
-
-    comment: str = ""
-    purge_step: int | None = None
-    max_queue: int = 10
-    flush_secs: float = 120
-    filename_suffix: str = ""
-
-    @classmethod
-    def of(cls, options: Mapping[str, Any]) -> _Options:
-        known = sorted(cls.__dataclass_fields__)
-        for name in options:
-            if name not in known:
-                close = difflib.get_close_matches(name, known, n=1)
-                hint = f" Did you mean {close[0]!r}?" if close else ""
-                raise ConfigurationError(
-                    f"tensorboard has no option {name!r}.{hint} Known: {', '.join(known)}."
-                )
-        made = cls(**options)
-        if made.purge_step is not None and not isinstance(made.purge_step, int):
-            raise ConfigurationError(f"tensorboard's purge_step must be an int, not {made.purge_step!r}")
-        if not isinstance(made.filename_suffix, str):
-            raise ConfigurationError(
-                f"tensorboard's filename_suffix must be a str, not {made.filename_suffix!r}"
-            )
-        return made
+def _apart(kind: str) -> str:
+    return f"stored as <name> ({kind}): the name has other data"
 
 
 def _wall(options: Mapping[str, Any], *, default: float) -> float:

@@ -23,6 +23,7 @@ from trackio.sqlite_storage import SQLiteStorage
 from otel_tracking.capabilities import Declaration
 from otel_tracking.config import to_jsonable, without_surrogates
 from otel_tracking.errors import ConfigurationError, NotStarted, Retry
+from otel_tracking.media.overlays import lost_overlays
 from otel_tracking.names import NameRule
 from otel_tracking.records import Batch, Config, Media, MediaKind, RunInfo, RunStatus, Text, Written
 from otel_tracking.sdk_exporters import TrackerMetricExporter, TrackerSpanExporter
@@ -130,7 +131,7 @@ class TrackioTracker(Tracker):
 
     def write_text(self, text: Text) -> Written:
         """Insert a row with the text."""
-        clean = text.text.encode(errors="backslashreplace").decode()
+        clean = without_surrogates(text.text)
         value = {"_type": "trackio.markdown", "_value": clean} if clean in _NUMBERS_AS_TEXT else clean
         self._insert_one({self.names.escape(text.tag): value}, text.step, text.time, text.position)
         return Written(1, {"lone surrogates are escaped": 1} if clean != text.text else {})
@@ -140,14 +141,14 @@ class TrackioTracker(Tracker):
         if media.kind is MediaKind.ARTIFACT:
             self.native.log_artifact(as_artifact(media))
             self._position = media.position
-            return Written(1)
+            return Written(1, lost_overlays(media))
         try:
             values = as_values(media, self._project, self._run_name)
         except OSError as error:
             raise Retry(f"files of media can't be stored: {error.strerror}") from error
         escaped = {self.names.escape(name): value for name, value in values.items()}
         self._insert_one(escaped, media.step, media.time, media.position)
-        return Written(1)
+        return Written(1, lost_overlays(media))
 
     def write_config(self, config: Config) -> Written:
         """Have the next row carry the config: trackio stores it with one."""

@@ -24,6 +24,7 @@ from typing import Any, ClassVar
 import wandb
 
 from otel_tracking.capabilities import Declaration
+from otel_tracking.config import without_surrogates
 from otel_tracking.errors import ConfigurationError, NotStarted
 from otel_tracking.names import NameRule
 from otel_tracking.process import process
@@ -174,7 +175,7 @@ class WandbTracker(Tracker):
         """Log the text as a string, in a row of its own."""
         altered: Counter[str] = Counter()
         if text.position > self._taken:
-            clean = text.text.encode(errors="backslashreplace").decode()
+            clean = without_surrogates(text.text)
             if clean != text.text:
                 altered["lone surrogates are escaped"] = 1
             row = {self._escape(text.tag): clean, STEP: text.step, TIME: text.time / 1e9}

@@ -30,7 +30,7 @@ class Cursor:
     stored_altered: dict[str, int] = field(default_factory=dict)
     """Texts, media and configs that the tracker has in another form, by reason."""
     not_stored: dict[str, int] = field(default_factory=dict)
-    """Those, and rewinds, that it refused for good. In files older than `stored_altered`, these are in here too."""
+    """Those, and rewinds, that it refused for good. Files older than `stored_altered` have it all in here."""
     state: Mapping[str, Any] = field(default_factory=dict)
     """The tracker's own."""
     given: int = 0

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import re
 from dataclasses import dataclass, field
+from typing import Final
 
 _ESCAPED = re.compile(r"_x((?:10|[0-9a-f])?[0-9a-f]{1,4})_")  # a code point
 _MARK = "_x{}_"  # ends a name that was cut: 16 hex digits, so no code point and no escape
@@ -77,3 +78,11 @@ def _marked(kept: str, name: str) -> str:
     # An escape that was cut in two would swallow the mark's first underscore.
     whole = _UNFINISHED.sub("", kept)
     return whole + _MARK.format(hashlib.sha256(name.encode(errors="surrogatepass")).hexdigest()[:16])
+
+
+FILE_PATHS: Final = NameRule(
+    forbidden=r"\x00-\x1f\x7f\\",
+    forbidden_parts=r"^/|/(?=/|\Z)|(?:(?<=/)|^)\.(?=\.?(?:/|\Z))",
+    max_bytes=200,
+)
+"""Names of files, which may have folders and lead out of none."""

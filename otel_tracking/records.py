@@ -217,8 +217,10 @@ class MediaFile:
     """`image/png`, ..."""
     caption: str = ""
     details: Mapping[str, Any] = field(default_factory=dict)
-    """Of images and videos `width` and `height` (pixels), of audio `rate` (samples a second), `frames` and
-    `channels`, of videos `fps`; where known."""
+    """What is known of: images and videos `width` and `height` (pixels), images `channels` and, of those that
+    move, `frames`; audio `rate` (samples a second), `frames` and `channels`; videos `fps`. Images that have
+    boxes or masks over them have `boxes` (by name, `box_data` and `class_labels`) and `masks` (by name,
+    `class_labels` and the `file`, beside `path`, whose pixels are numbers of classes)."""
 
 
 @dataclass(frozen=True, slots=True)

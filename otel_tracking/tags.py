@@ -5,11 +5,18 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Container, Hashable, Iterator, Mapping
+from dataclasses import replace
+from typing import Final
 
-from otel_tracking.records import AttributeValue
+from otel_tracking.names import NameRule
+from otel_tracking.records import AttributeValue, MediaKind
 
 _RESERVED = re.compile(r"[%/.]")
 _RESERVED_IN_SEQUENCES = re.compile(r"[%/.,]")
+_KINDS: Final = ("series", "text", *(kind.value for kind in MediaKind))
+_ROOM: Final = 3 * max(len(f" ({kind})") for kind in _KINDS)
+KIND_PARTS: Final = rf" (?=\((?:{'|'.join(_KINDS)})\)(?:/\d+)?\Z)"
+"""Not allowed where `of_kind` is used (`NameRule.forbidden_parts`): no other name is one that it makes."""
 
 
 def render(name: str, attributes: Mapping[str, AttributeValue]) -> str:
@@ -74,6 +81,19 @@ class TagAssigner:
             yield base
         for number in itertools.count(2):
             yield f"{base}~{number}"
+
+
+def of_kind(tag: str, kind: str, names: NameRule) -> str:
+    """A tag's name for data of that kind, where its own has data of another kind: `<name> (<kind>)`.
+
+    Args:
+        tag: As recorded.
+        kind: `series`, `text` or a `MediaKind`.
+        names: The tracker's rule; it forbids `KIND_PARTS`. Room is left to say the kind three times.
+    """
+    if names.max_length:
+        names = replace(names, max_length=names.max_length - _ROOM)
+    return f"{names.escape(tag)} ({kind})"
 
 
 def distinct(name: str, taken: Container[str]) -> str:

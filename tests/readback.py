@@ -5,6 +5,7 @@ from __future__ import annotations
 import struct
 from collections import defaultdict
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import NamedTuple
 
@@ -51,6 +52,13 @@ def as_float32(value: bytes) -> bytes:
     except OverflowError:
         single = float("inf") if double > 0 else float("-inf")
     return bits(single)
+
+
+def nanoseconds(timestamp: str) -> int:
+    """Since the epoch, of a time in ISO's form with nine digits behind the seconds."""
+    head, rest = timestamp.removesuffix("+00:00").split(".")
+    seconds = datetime.fromisoformat(head).replace(tzinfo=UTC).timestamp()
+    return int(seconds) * 10**9 + int(rest)
 
 
 def of_distribution(key: str) -> bool:

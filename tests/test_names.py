@@ -10,6 +10,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from otel_tracking.names import NameRule
+from otel_tracking.tags import of_kind
 from otel_tracking.tracker import Tracker
 
 RULES = {
@@ -92,3 +93,25 @@ def test_unescape_takes_any_text() -> None:
     for text in ("_xffffff_", "_x110000_", "_x0123456789abcdef_", "_x_x_"):
         assert NameRule().unescape(text) == text
     assert NameRule().unescape("_x10ffff_") == "\U0010ffff"
+
+
+kinds = st.sampled_from(["series", "text", "image", "video"])
+named_like_kinds = st.lists(st.sampled_from(["a", " (image)", " (series)", "_x20_", " ", "/0", "z" * 480]))
+
+
+@pytest.fixture(scope="module", params=["aim", "swanlab", "tensorboard"])
+def one_kind(request: pytest.FixtureRequest) -> NameRule:
+    """The rule of a tracker whose names have one kind of data each."""
+    tracker: type[Tracker] = TRACKERS[request.param].load()
+    return tracker.names
+
+
+@given(st.lists(named_like_kinds.map("".join), min_size=1, max_size=5, unique=True), kinds)
+@example(["a", "a (series)"], "series")
+@example(["a", "a (image)/0"], "image")
+def test_a_name_for_a_kind_is_no_other_name(one_kind: NameRule, tags: list[str], kind: str) -> None:
+    apart = [of_kind(tag, kind, one_kind) for tag in tags]
+    found = [one_kind.escape(tag) for tag in tags] + apart
+    found += [f"{name}/0" for name in apart]  # the first of several images
+    assert len(set(found)) == len(found)
+    assert all(len(f"{name} ({kind}) ({kind})") <= (one_kind.max_length or 10**6) for name in apart)

@@ -132,9 +132,19 @@ def _from_bytes(data: bytes, name: str) -> Encoded:
                 return _png(image, name=f"{Path(name).stem}.png" if name else "")
             image.load()
             details = {"width": image.width, "height": image.height, "channels": len(image.getbands())}
+            frames = _frames(image)
+            if frames > 1:
+                details["frames"] = frames
             return Encoded(data, suffix, Image.MIME[image.format or ""], name, details=details)
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise Unencodable(f"{name or 'the bytes'!r:.200} is no image that can be read ({error})") from error
+
+
+def _frames(image: Image.Image) -> int:
+    try:
+        return int(getattr(image, "n_frames", 1))
+    except Exception:  # noqa: BLE001 - of a file whose first frame is whole, later ones may be anything
+        return 1
 
 
 def _from_array(value: Any, remarks: list[str]) -> Image.Image:

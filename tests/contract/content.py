@@ -117,6 +117,10 @@ def hostile_names() -> list[str]:
         "histogram/mean",
         "histogram/histogram/mean",
         "uneven/p50",
+        "a (image)",
+        "a (text)",
+        "a/image",
+        "a/series",
     ]
     chance = random.Random(7)
     alphabet = "abc/._-\\ %~\u00e9\u4e2d\u05d0\U0001f600\x07:|@#[]{}\"'"

@@ -6,7 +6,7 @@ import csv
 import io
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
@@ -35,6 +35,8 @@ class Entry(NamedTuple):
     content: Any
     """Hashable: bytes, a text, or one of what the functions below make."""
     caption: str = ""
+    time: int = 0
+    """Nanoseconds since the epoch, 0 where the tracker has none."""
 
 
 Conversion: TypeAlias = Callable[[Media], list[Entry]]
@@ -209,10 +211,10 @@ class Storage:
     """Whether a histogram becomes series too."""
     pixels: bool = False
     """Whether images are encoded anew."""
-    numbered: bool = True
-    """Whether it is known which of several images is which."""
+    timed: frozenset[str] = frozenset()
+    """The forms of entries that have their times."""
     one_kind: frozenset[str] = frozenset()
-    """Of texts and media: which go to `<name>/<kind>`, if a series has the name."""
+    """Of texts and media: which go to `<name> (<kind>)`, if a series has the name."""
 
 
 def _uniform(media: Media) -> bool:
@@ -240,10 +242,11 @@ def _even_or_told(media: Media) -> list[Entry]:
 
 
 _MEDIA: Final = frozenset(kind.value for kind in MediaKind)
+_ALL: Final = frozenset(("text", "image", "audio", "video", "table", "histogram", "html"))
+"""Forms of all but artifacts, which few trackers know the times of."""
 STORAGE: Final[Mapping[str, Storage]] = {
     "tensorboard": Storage(
         {
-            MediaKind.VIDEO: (_as("image"), ""),  # nothing is changed in a GIF
             MediaKind.TABLE: (_markdown, "a table is a text (Markdown)"),
             MediaKind.HTML: (_content_as_text, "HTML is a text"),
             MediaKind.ARTIFACT: (
@@ -251,10 +254,11 @@ STORAGE: Final[Mapping[str, Storage]] = {
                 "artifacts: a text names the files; the journal has them",
             ),
         },
-        {MediaKind.HISTOGRAM: _whole_histogram},
-        one_kind=_MEDIA,
+        {MediaKind.HISTOGRAM: _whole_histogram, MediaKind.VIDEO: _as("image")},
+        timed=_ALL,
+        one_kind=_MEDIA - {"table", "html", "artifact"},  # these are texts, which have tags of their own
     ),
-    "wandb": Storage({MediaKind.AUDIO: (_artifact, "audio: an artifact")}, captions=True),
+    "wandb": Storage({MediaKind.AUDIO: (_artifact, "audio: an artifact")}, captions=True, timed=_ALL),
     "mlflow": Storage(
         {
             MediaKind.HISTOGRAM: (
@@ -264,9 +268,9 @@ STORAGE: Final[Mapping[str, Storage]] = {
         },
         quantiles=True,
         pixels=True,
-        numbered=False,
+        timed=frozenset(("image",)),
     ),
-    "trackio": Storage({}, captions=True),
+    "trackio": Storage({}, captions=True, timed=_ALL),
     "comet_ml": Storage(
         {
             MediaKind.TABLE: (_texts_of_cells, "a table is a CSV asset"),
@@ -288,9 +292,10 @@ STORAGE: Final[Mapping[str, Storage]] = {
         uneven="a histogram with bins of several widths is a text of its quantiles",
         captions=True,
         pixels=True,
+        timed=_ALL,
         one_kind=_MEDIA | {"text"},
     ),
-    "clearml": Storage({}),
+    "clearml": Storage({}, timed=_ALL),
     "dvclive": Storage(
         {
             MediaKind.AUDIO: (_as("audio"), "audio: a file"),
@@ -312,6 +317,7 @@ STORAGE: Final[Mapping[str, Storage]] = {
         {MediaKind.VIDEO: _as("image")},  # SwanLab's own videos are GIFs among the images
         captions=True,
         quantiles=True,
+        timed=_ALL,
         one_kind=_MEDIA | {"text"},
     ),
 }
@@ -329,7 +335,7 @@ def told(storage: Storage, media: Sequence[Media]) -> Counter[str]:
 
 def expected(
     storage: Storage, declaration: Declaration, texts: Sequence[Text], media: Sequence[Media], taken: set[str]
-) -> Counter[Entry]:
+) -> list[Entry]:
     """What a tracker should have.
 
     Args:
@@ -341,18 +347,30 @@ def expected(
     """
 
     def name(tag: str, kind: str) -> str:
-        return f"{tag}/{kind}" if kind in storage.one_kind and tag in taken else tag
+        return f"{tag} ({kind})" if kind in storage.one_kind and tag in taken else tag
 
-    entries = [Entry("text", name(text.tag, "text"), text.step, text.text) for text in texts]
+    entries = [Entry("text", name(text.tag, "text"), text.step, text.text, time=text.time) for text in texts]
     for each in media:
         made = replace(each, tag=name(each.tag, each.kind.value))
         level = declaration.of(each.kind).level
         if level is Level.CHANGED:
             convert, _ = storage.changed[each.kind]
-            entries += convert(made)
-        elif level is Level.EXACT:
-            entries += storage.exact.get(each.kind, _exact)(made)
-    return Counter(_comparable(entry, storage) for entry in entries)
+        else:
+            convert = storage.exact.get(each.kind, _exact)
+        if level is not Level.NOT_STORED:
+            entries += (entry._replace(time=each.time) for entry in convert(made))
+    return [_comparable(entry, storage) for entry in entries]
+
+
+def without_times(entries: Iterable[Entry]) -> Counter[Entry]:
+    """How often each is there."""
+    return Counter(entry._replace(time=0) for entry in entries)
+
+
+def times(entries: Iterable[Entry], forms: Container[str]) -> list[tuple[Entry, int]]:
+    """The times of entries of these forms, in an order that depends on nothing else but what they are."""
+    timed = [(entry._replace(time=0), entry.time) for entry in entries if entry.form in forms]
+    return sorted(timed, key=lambda pair: (repr(pair[0]), pair[1]))
 
 
 def _comparable(entry: Entry, storage: Storage) -> Entry:
@@ -360,7 +378,4 @@ def _comparable(entry: Entry, storage: Storage) -> Entry:
         entry = entry._replace(caption="")
     if entry.form == "image" and storage.pixels:
         entry = entry._replace(content=pixels(entry.content))
-    if entry.form == "image" and not storage.numbered:
-        head, _, number = entry.name.rpartition("/")
-        entry = entry._replace(name=head if number.isdigit() else entry.name)
     return entry

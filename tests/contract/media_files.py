@@ -8,11 +8,12 @@ import json
 import re
 import zipfile
 from collections.abc import Iterator, Sequence
-from itertools import pairwise
+from itertools import groupby, pairwise
 from pathlib import Path
 from typing import Final
 from urllib.parse import unquote, urlsplit
 
+from otel_tracking.names import FILE_PATHS
 from tests import readback
 from tests.contract.media import Entry, histogram, pixels, table
 from tests.contract.place import Place
@@ -51,13 +52,17 @@ def mlflow(place: Place) -> list[Entry]:
     (run,) = readback.mlflow_runs(place.runs, place.project)
     root = Path(run.info.artifact_uri.removeprefix("file://"))
     found = []
-    for path, _ in _below(root / "images"):
-        if path.suffix == ".png":
+    images = [path for path, _ in _below(root / "images") if path.suffix == ".png"]
+    for moment, group in groupby(images, lambda path: path.stem.rpartition("+")[0]):
+        paths = list(group)
+        for number, path in enumerate(paths):
             assert run.data.tags[MLFLOW_LOGGED_IMAGES] == "True"
-            key, _, step, *_ = path.stem.split("+")
+            key, _, step, _, milliseconds = moment.split("+")
             assert path.with_name(f"{path.stem}+compressed.webp").exists()
             tag = _KEYS.unescape(key.replace("#", "/"))
-            found.append(Entry("image", tag, int(step), pixels(path.read_bytes())))
+            name = f"{tag}/{number}" if len(paths) > 1 else tag
+            time = int(milliseconds) * 1_000_000
+            found.append(Entry("image", name, int(step), pixels(path.read_bytes()), time=time))
     for known in json.loads(
         run.data.tags.get(MLFLOW_LOGGED_ARTIFACTS, "[]")
     ):  # where `mlflow.load_table` looks
@@ -90,7 +95,7 @@ _ASSET: Final = re.compile(r"(?s)(?P<tag>.*)/(?P<step>-?\d+)-\d+(?:\.(?P<suffix>
 
 
 def comet_ml(place: Place) -> list[Entry]:
-    from otel_tracking_exporters.comet_ml import _FILES, CometMLTracker
+    from otel_tracking_exporters.comet_ml import CometMLTracker
 
     (path,) = (place.run / "comet").glob("*.zip")
     with zipfile.ZipFile(path) as archive:
@@ -121,7 +126,7 @@ def comet_ml(place: Place) -> list[Entry]:
         parts = _ASSET.fullmatch(name)
         assert parts is not None, name
         assert int(parts["step"]) == step
-        tag = _FILES.unescape(parts["tag"])
+        tag = FILE_PATHS.unescape(parts["tag"])
         folder = name.removesuffix(".csv")
         if parts["suffix"] == "csv":
             columns, *rows = csv.reader(io.StringIO(content.decode(), newline=""))
@@ -131,7 +136,7 @@ def comet_ml(place: Place) -> list[Entry]:
         elif parts["suffix"] is not None:
             found.append(Entry(parts["suffix"], tag, step, content))
         elif f"{name.removesuffix('/' + parts['file'])}.csv" not in assets:  # the image of a cell
-            found.append(Entry("artifact", tag, step, (_FILES.unescape(parts["file"]), content)))
+            found.append(Entry("artifact", tag, step, (FILE_PATHS.unescape(parts["file"]), content)))
     return found
 
 
@@ -161,23 +166,25 @@ def clearml(place: Place) -> list[Entry]:
                 cells[name, step, stem[3]] = content(event["url"])
             else:
                 data, form = content(event["url"]), _KINDS[file.suffix]
-                found.append(Entry(form, name, step, data.decode() if form == "text" else data))
+                seen = data.decode() if form == "text" else data
+                found.append(Entry(form, name, step, seen, time=event["timestamp"] * 1_000_000))
     for event in events:
         if event["type"] == "plot":
             name, step = _name_in_clearml(event["metric"], event["variant"]), event["iter"]
-            plot = json.loads(event["plot_str"])
+            plot, time = json.loads(event["plot_str"]), event["timestamp"] * 1_000_000
             (shown,) = plot["data"]
             if shown["type"] == "table":
                 rows = [
                     [cells.get((f"{name}/images", step, str(cell)), cell) for cell in row]
                     for row in zip(*shown["cells"]["values"], strict=True)
                 ]
-                found.append(Entry("table", name, step, table(shown["header"]["values"], rows)))
+                whole = table(shown["header"]["values"], rows)
+                found.append(Entry("table", name, step, whole, time=time))
             else:
                 edges = plot["layout"]["meta"]["edges"]
                 assert shown["x"] == [(low + high) / 2 for low, high in pairwise(edges)]
                 assert shown["width"] == [high - low for low, high in pairwise(edges)]
-                found.append(Entry("histogram", name, step, histogram(shown["y"], edges)))
+                found.append(Entry("histogram", name, step, histogram(shown["y"], edges), time=time))
     for artifact in task["execution"]["artifacts"]:
         known, data = dict(artifact["display_data"]), content(artifact["uri"])
         files = {unquote(urlsplit(artifact["uri"]).path).rpartition("/")[2]: data}
@@ -198,8 +205,6 @@ def _name_in_clearml(title: str, series: str) -> str:
 
 
 def dvclive(place: Place) -> list[Entry]:
-    from otel_tracking_exporters._dvclive_media import PATHS
-
     folder = place.run / "dvclive"
     found = []
     images = [path for path, _ in _below(folder / "plots" / "images")]
@@ -207,7 +212,7 @@ def dvclive(place: Place) -> list[Entry]:
         # The first image of a step is `<step>.png`, the next one `<step>-<position>-1.png`.
         step, _, rest = path.stem.partition("-")
         beside = [o for o in images if o.parent == path.parent and o.name.startswith(f"{step}-")]
-        tag = PATHS.unescape(path.parent.relative_to(folder / "plots" / "images").as_posix())
+        tag = FILE_PATHS.unescape(path.parent.relative_to(folder / "plots" / "images").as_posix())
         name = f"{tag}/{rest.rpartition('-')[2] or 0}" if beside else tag
         found.append(Entry("image", name, int(step), path.read_bytes()))
     for path, parts in _below(folder / "plots" / "custom"):
@@ -215,10 +220,10 @@ def dvclive(place: Place) -> list[Entry]:
         edges = [bins[0]["from"], *(each["to"] for each in bins)]
         assert [each["from"] for each in bins] == edges[:-1]
         known = histogram((each["count"] for each in bins), edges)
-        found.append(Entry("histogram", PATHS.unescape("/".join(parts[:-1])), step_of(path.stem), known))
+        found.append(Entry("histogram", FILE_PATHS.unescape("/".join(parts[:-1])), step_of(path.stem), known))
     for path, parts in _below(folder / "texts"):
         found.append(
-            Entry("text", PATHS.unescape("/".join(parts[:-1])), step_of(path.stem), path.read_text())
+            Entry("text", FILE_PATHS.unescape("/".join(parts[:-1])), step_of(path.stem), path.read_text())
         )
     for form in ("audio", "video", "html", "artifact"):
         for path, parts in _below(folder / "artifacts" / form):
@@ -227,16 +232,16 @@ def dvclive(place: Place) -> list[Entry]:
             found.append(
                 Entry(
                     form,
-                    PATHS.unescape(tag),
+                    FILE_PATHS.unescape(tag),
                     step_of(stem),
-                    (PATHS.unescape(name), content) if form == "artifact" else content,
+                    (FILE_PATHS.unescape(name), content) if form == "artifact" else content,
                 )
             )
     for path in (folder / "artifacts" / "table").rglob("*.csv"):
         with path.open(encoding="utf-8", newline="") as file:
             columns, *rows = csv.reader(file)
         cells = {other.name: other.read_bytes() for other in path.parent.glob("*.png")}
-        tag = PATHS.unescape(path.parent.relative_to(folder / "artifacts" / "table").as_posix())
+        tag = FILE_PATHS.unescape(path.parent.relative_to(folder / "artifacts" / "table").as_posix())
         shown = [[cells.get(cell, cell) for cell in row] for row in rows]
         found.append(Entry("table", tag, step_of(path.stem), table(columns, shown)))
     return found

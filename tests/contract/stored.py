@@ -10,7 +10,6 @@ import zipfile
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -134,15 +133,9 @@ def trackio(place: Place) -> Stored:
         for key, value in json.loads(metrics).items():
             number = special.get(value, value) if isinstance(value, str) else value
             if isinstance(number, int | float):
-                points[key].append(Point(step, bits(float(number)), _nanoseconds(timestamp)))
+                points[key].append(Point(step, bits(float(number)), readback.nanoseconds(timestamp)))
     known = json.loads(config)
     return Stored(points, known, known["_Status"])
-
-
-def _nanoseconds(timestamp: str) -> int:
-    head, rest = timestamp.removesuffix("+00:00").split(".")
-    seconds = datetime.fromisoformat(head).replace(tzinfo=UTC).timestamp()
-    return int(seconds) * 10**9 + int(rest)
 
 
 def comet_ml(place: Place) -> Stored:

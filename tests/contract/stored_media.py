@@ -6,16 +6,22 @@ import base64
 import hashlib
 import json
 import sqlite3
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urlsplit
 
+from otel_tracking.names import FILE_PATHS
 from tests import readback
 from tests.contract.media import Entry, histogram, pixels, table
 from tests.contract.media_files import around_stem, clearml, comet_ml, dvclive, mlflow, step_of
 from tests.contract.place import Place
+
+
+def _of_seconds(time: float) -> int:
+    """Nanoseconds."""
+    return round(time * 1e9)
 
 
 def tensorboard(place: Place) -> list[Entry]:
@@ -30,12 +36,16 @@ def tensorboard(place: Place) -> list[Entry]:
     events = EventAccumulator(str(place.run), size_guidance={**all_of, "scalars": 1}).Reload()
     tags = events.Tags()
     found = [
-        Entry("image", unescape(tag), event.step, event.encoded_image_string)
+        Entry(
+            "image", unescape(tag), event.step, event.encoded_image_string, time=_of_seconds(event.wall_time)
+        )
         for tag in tags["images"]
         for event in events.Images(tag)
     ]
     found += [
-        Entry("audio", unescape(tag), event.step, event.encoded_audio_string)
+        Entry(
+            "audio", unescape(tag), event.step, event.encoded_audio_string, time=_of_seconds(event.wall_time)
+        )
         for tag in tags["audio"]
         for event in events.Audio(tag)
     ]
@@ -53,12 +63,20 @@ def tensorboard(place: Place) -> list[Entry]:
                 sum=value.sum,
                 sum_squares=value.sum_squares,
             )
-            found.append(Entry("histogram", unescape(tag), event.step, known))
+            found.append(
+                Entry("histogram", unescape(tag), event.step, known, time=_of_seconds(event.wall_time))
+            )
     for tag in tags["tensors"]:
         name = tag.removesuffix("/text_summary")
         if name not in (tag, "config"):
             found += [
-                Entry("text", unescape(name), event.step, event.tensor_proto.string_val[0].decode())
+                Entry(
+                    "text",
+                    unescape(name),
+                    event.step,
+                    event.tensor_proto.string_val[0].decode(),
+                    time=_of_seconds(event.wall_time),
+                )
                 for event in events.Tensors(tag)
             ]
     return found
@@ -88,14 +106,16 @@ def wandb(place: Place) -> list[Entry]:
                 found.append(Entry("artifact", known["name"], known["step"], file))
     for row in read_history(path):
         names = [key.removesuffix("._type") for key in row if key.endswith("._type")]
-        step = int(row.get("training/step", 0))
+        step, time = int(row.get("training/step", 0)), _of_seconds(row["_timestamp"])
         if not names:
             texts = [(key, value) for key, value in row.items() if isinstance(value, str)]
-            found += [Entry("text", WandbTracker.names.unescape(key), step, value) for key, value in texts]
+            unescape = WandbTracker.names.unescape
+            found += [Entry("text", unescape(key), step, value, time=time) for key, value in texts]
         for name in names:
             fields = {key.removeprefix(f"{name}."): value for key, value in row.items()}
             tag = WandbTracker.names.unescape(name)
-            found += _of_wandb(fields, tag, step, path.parent / "files", contents)
+            made = _of_wandb(fields, tag, step, path.parent / "files", contents)
+            found += (entry._replace(time=time) for entry in made)
     return found
 
 
@@ -132,7 +152,7 @@ def trackio(place: Place) -> list[Entry]:
     root = place.root / "trackio"
     with sqlite3.connect(f"file:{root}/{place.project}.db?mode=ro", uri=True) as database:
         rows = database.execute(
-            "select step, metrics from metrics where run_id=?", (place.run_id,)
+            "select step, metrics, timestamp from metrics where run_id=?", (place.run_id,)
         ).fetchall()
         artifacts = database.execute(
             "select metadata, manifest from artifact_versions join run_artifact_links"
@@ -140,13 +160,14 @@ def trackio(place: Place) -> list[Entry]:
             (place.run_id,),
         ).fetchall()
     found = []
-    for step, metrics in rows:
+    for step, metrics, timestamp in rows:
+        time = readback.nanoseconds(timestamp)
         for key, value in json.loads(metrics).items():
             name = TrackioTracker.names.unescape(key)
             if isinstance(value, dict):
-                found.append(_of_trackio(value, name, step, root / "media"))
+                found.append(_of_trackio(value, name, step, root / "media")._replace(time=time))
             elif isinstance(value, str) and value not in ("NaN", "Infinity", "-Infinity"):
-                found.append(Entry("text", name, step, value))
+                found.append(Entry("text", name, step, value, time=time))
     for metadata, manifest in artifacts:
         known = json.loads(metadata)
         for file in json.loads(manifest):
@@ -172,7 +193,6 @@ def _of_trackio(value: Mapping[str, Any], name: str, step: int, files: Path) -> 
 def aim(place: Place) -> list[Entry]:
     from aim import Repo
 
-    from otel_tracking_exporters._aim_media import FILES
     from otel_tracking_exporters.aim import AimTracker
 
     (run,) = Repo(str(place.runs)).iter_runs()
@@ -185,18 +205,20 @@ def aim(place: Place) -> list[Entry]:
     ):
         kind = "aim.distribution" if form == "histogram" else f"aim.{form}"
         for name, context, _ in run.iter_sequence_info_by_type(kind):
-            steps, (values, *_) = sequence_of(name, context).data.items_list()
+            steps, (values, _, times) = sequence_of(name, context).data.items_list()
             tag = AimTracker.names.unescape(name)
-            for step, value in zip(steps, values, strict=True):
+            for step, value, time in zip(steps, values, times, strict=True):
                 several = value if isinstance(value, list | tuple) else [value]
                 for number, each in enumerate(several):
                     numbered = f"{tag}/{number}" if len(several) > 1 else tag
-                    found.append(_of_aim(form, numbered, step, each))
+                    found.append(_of_aim(form, numbered, step, each)._replace(time=_of_seconds(time)))
     for name, artifact in run.artifacts.items():
         folder, stem, file = around_stem(name.split("/"))
         content = Path(urlsplit(artifact.uri).path).read_bytes()
         found.append(
-            Entry("artifact", FILES.unescape(folder), step_of(stem), (FILES.unescape(file), content))
+            Entry(
+                "artifact", FILE_PATHS.unescape(folder), step_of(stem), (FILE_PATHS.unescape(file), content)
+            )
         )
     return found
 
@@ -238,21 +260,29 @@ class _Cells(HTMLParser):
             self._row = []
 
 
-def swanlab(place: Place) -> list[Entry]:
-    from swanlab.proto.swanlab.metric.column.v1.column_pb2 import ColumnType
+def swanlab_records(folder: Path) -> Iterator[Any]:
+    """What a SwanLab run's file holds."""
     from swanlab.proto.swanlab.record.v1.record_pb2 import Record
     from swanlab.sdk.internal.core_python.store import DataStoreReader
+
+    (path,) = folder.glob("run-*.swanlab")
+    reader = DataStoreReader()
+    reader.open(path)
+    for data in reader:
+        record = Record()
+        record.ParseFromString(data)
+        yield record
+    reader.close()
+
+
+def swanlab(place: Place) -> list[Entry]:
+    from swanlab.proto.swanlab.metric.column.v1.column_pb2 import ColumnType
 
     from otel_tracking_exporters.swanlab import SwanLabTracker
 
     (folder,) = (place.run / "swanlog").glob("run-*")
-    (path,) = folder.glob("run-*.swanlab")
-    reader = DataStoreReader()
-    reader.open(path)
     found = []
-    for data in reader:
-        record = Record()
-        record.ParseFromString(data)
+    for record in swanlab_records(folder):
         if not record.HasField("media"):
             continue
         media = record.media
@@ -268,8 +298,8 @@ def swanlab(place: Place) -> list[Entry]:
                 cells = _Cells()
                 cells.feed(content.decode())
                 content = tuple(cells.rows)
-            found.append(Entry(form, name, media.step, content, item.caption))
-    reader.close()
+            time = media.timestamp.ToNanoseconds()
+            found.append(Entry(form, name, media.step, content, item.caption, time))
     return found
 
 

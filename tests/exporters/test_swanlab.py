@@ -61,7 +61,7 @@ def test_a_name_has_one_kind_of_data(tmp_path: Path) -> None:
     tracker.start(run_info(tmp_path))
     tracker.write(batch([("a", 0, 1.0)]))
     written = tracker.write_text(Text("a", "text", 0, 1, 5))
-    assert written.altered == {"stored as <name>/text: the name has other data": 1}
+    assert written.altered == {"stored as <name> (text): the name has other data": 1}
     tracker.finish(RunStatus.FINISHED)
     (folder,) = (tmp_path / "project" / "run-1" / "swanlog").glob("run-*")
     assert [path.read_text() for path in (folder / "media" / "text").iterdir()] == ["text"]

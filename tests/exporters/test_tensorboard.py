@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import logging
 import os
 import signal
@@ -19,6 +20,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import (  # type: ignore[import-untyped]
     EventAccumulator,
 )
@@ -28,7 +30,18 @@ from tensorboard.backend.event_processing.event_file_loader import (  # type: ig
 from torch.utils.tensorboard import SummaryWriter
 
 from otel_tracking.errors import ConfigurationError, Retry, TrackingError
-from otel_tracking.records import Batch, Config, Kind, RunInfo, RunStatus, Series, Text
+from otel_tracking.records import (
+    Batch,
+    Config,
+    Kind,
+    Media,
+    MediaFile,
+    MediaKind,
+    RunInfo,
+    RunStatus,
+    Series,
+    Text,
+)
 from otel_tracking_exporters import _tensorboard_file as file_module
 from otel_tracking_exporters._tensorboard_events import records
 from otel_tracking_exporters.tensorboard import TensorBoardTracker
@@ -442,3 +455,19 @@ def test_configs_that_come_together_are_stored_together(tmp_path: Path) -> None:
 
 def test_finish_after_a_start_that_failed() -> None:
     TensorBoardTracker().finish(RunStatus.FAILED)
+
+
+def test_a_later_start_knows_which_names_have_media(tmp_path: Path) -> None:
+    """TensorBoard shows one form of data a tag; what else has the name is a series of another name."""
+    Image.new("L", (2, 2)).save(tmp_path / "a.png")
+    image = MediaFile(tmp_path / "a.png", "0", 1, "a.png", "image/png")
+    run = tmp_path / "run"
+    tracker = started(run)
+    tracker.write_media(Media(MediaKind.IMAGE, "a", (image,), {}, 0, START_NS, 1))
+    state = json.loads(json.dumps(tracker.state()))
+    tracker.finish(RunStatus.KILLED)
+    again = started(run, state=state, position=1)
+    written = again.write(batch_of(["a", "b"], [(2, 0, {"a": 1.0, "b": 2.0})]))
+    assert written.altered == {"stored as <name> (series): the name has other data": 1}
+    again.finish(RunStatus.FINISHED)
+    assert scalars_in(run) == [("a (series)", 0, 1.0), ("b", 0, 2.0)]
