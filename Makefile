@@ -4,9 +4,12 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
+# The oldest release of OpenTelemetry that pyproject.toml allows; constraints.txt has the newest.
+OLDEST := 1.43.0
+OLD    := $(VENV)/opentelemetry-$(OLDEST)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test soak lint types bench clean
+.PHONY: help demo test oldest soak lint types bench clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-6s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -22,6 +25,16 @@ demo: $(READY) ## train a digits classifier twice on two ranks, into three track
 # A file's tests stay on one worker, so that a server it starts is started once; tests/conftest.py has their order.
 test: $(READY) ## the whole suite
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
+
+$(OLD)/.ready: $(READY)
+	$(BIN)/python -m pip install -qq --disable-pip-version-check --target $(OLD) \
+	  opentelemetry-api==$(OLDEST) opentelemetry-sdk==$(OLDEST)
+	@touch $@
+
+oldest: $(OLD)/.ready ## what meets OpenTelemetry, with the oldest release that is supported
+	PYTHONPATH=$(CURDIR)/$(OLD) $(BIN)/python -m pytest --numprocesses 2 --dist loadfile tests/test_provider.py \
+	  tests/test_spans.py tests/test_steps.py tests/test_traces.py tests/test_logs.py tests/test_downstream.py \
+	  tests/test_sdk_exporters.py tests/test_distributions.py
 
 soak: $(READY) ## the tests that come in two sizes, at their full size
 	$(BIN)/python -m pytest -m soak --full-size

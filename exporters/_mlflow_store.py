@@ -57,6 +57,8 @@ class Options:
     """Make the run a child of the fluent run that is active in the thread that made the tracker."""
     description: str | None = None
     tracking_uri: str | None = None
+    traces: bool = True
+    """Whether spans become traces."""
 
     @classmethod
     def parse(cls, given: Mapping[str, Any], env: Mapping[str, str]) -> Options:

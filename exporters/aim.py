@@ -33,6 +33,7 @@ from otel_tracking.media.overlays import lost_overlays
 from otel_tracking.names import NameRule
 from otel_tracking.records import Batch, Config, Media, RunInfo, RunStatus, Text, Written
 from otel_tracking.sdk_exporters import TrackerMetricExporter, TrackerSpanExporter
+from otel_tracking.sdk_logs import TrackerLogExporter
 from otel_tracking.tags import KIND_PARTS, of_kind
 from otel_tracking.tracker import Pacing, Tracker
 from otel_tracking_exporters._aim_media import form_of, log_files
@@ -312,6 +313,12 @@ class AimMetricExporter(TrackerMetricExporter):
 
 class AimSpanExporter(TrackerSpanExporter):
     """An OpenTelemetry `SpanExporter` that tracks spans' durations in an Aim repository."""
+
+    tracker = AimTracker
+
+
+class AimLogExporter(TrackerLogExporter):
+    """An OpenTelemetry `LogRecordExporter` that tracks log records as texts in an Aim repository."""
 
     tracker = AimTracker
 

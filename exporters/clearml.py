@@ -38,6 +38,7 @@ from otel_tracking.media.overlays import lost_overlays
 from otel_tracking.names import NameRule
 from otel_tracking.records import Batch, Config, Media, MediaKind, RunInfo, RunStatus, Text, Written
 from otel_tracking.sdk_exporters import TrackerMetricExporter, TrackerSpanExporter
+from otel_tracking.sdk_logs import TrackerLogExporter
 from otel_tracking.tracker import Pacing, Tracker
 from otel_tracking_exporters._clearml_events import NAMES, EventWriter, upload_artifact
 from otel_tracking_exporters._servers import require_answer
@@ -297,6 +298,12 @@ class ClearMLMetricExporter(TrackerMetricExporter):
 
 class ClearMLSpanExporter(TrackerSpanExporter):
     """An OpenTelemetry `SpanExporter` that reports spans' durations to a ClearML task."""
+
+    tracker = ClearMLTracker
+
+
+class ClearMLLogExporter(TrackerLogExporter):
+    """An OpenTelemetry `LogRecordExporter` that reports log records to a ClearML task, as debug samples."""
 
     tracker = ClearMLTracker
 

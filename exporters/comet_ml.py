@@ -51,6 +51,7 @@ from otel_tracking.records import (
     Written,
 )
 from otel_tracking.sdk_exporters import TrackerMetricExporter, TrackerSpanExporter
+from otel_tracking.sdk_logs import TrackerLogExporter
 from otel_tracking.tracker import Pacing, Tracker
 from otel_tracking_exporters.declarations import COMET_ML
 
@@ -285,6 +286,12 @@ class CometMLMetricExporter(TrackerMetricExporter):
 
 class CometMLSpanExporter(TrackerSpanExporter):
     """An OpenTelemetry `SpanExporter` that logs spans' durations to a Comet experiment."""
+
+    tracker = CometMLTracker
+
+
+class CometMLLogExporter(TrackerLogExporter):
+    """An OpenTelemetry `LogRecordExporter` that logs log records as texts to a Comet experiment."""
 
     tracker = CometMLTracker
 

@@ -28,6 +28,7 @@ from otel_tracking.errors import ConfigurationError, NotStarted, Retry
 from otel_tracking.names import NameRule
 from otel_tracking.records import Batch, Config, Media, RunInfo, RunStatus, Text, Written
 from otel_tracking.sdk_exporters import TrackerMetricExporter, TrackerSpanExporter
+from otel_tracking.sdk_logs import TrackerLogExporter
 from otel_tracking.tracker import Tracker
 from otel_tracking_exporters import _dvclive_media
 from otel_tracking_exporters._dvclive_live import InvalidDvcyamlError, InvalidReportModeError, Live
@@ -201,6 +202,12 @@ class DVCLiveMetricExporter(TrackerMetricExporter):
 
 class DVCLiveSpanExporter(TrackerSpanExporter):
     """An OpenTelemetry `SpanExporter` that writes spans' durations into DVCLive's files."""
+
+    tracker = DVCLiveTracker
+
+
+class DVCLiveLogExporter(TrackerLogExporter):
+    """An OpenTelemetry `LogRecordExporter` that writes log records into files beside DVCLive's."""
 
     tracker = DVCLiveTracker
 

@@ -6,12 +6,14 @@ Where things are stored::
              time, then step, then value.
     config   params, nested ones as `outer/inner`, and whole in the artifact `config.json`
     texts    artifacts, `text/<name>/<step>-<position>.txt`; MLflow has no series of texts
+    spans    traces, one a root span, linked to the run; `traces=False` leaves them out
     media    artifacts: images and figures in `images/`, tables in `tables/`, where MLflow's pages show
              them, all else in a folder of its kind; of histograms the quantiles are metrics too
 
 `init_kwargs={"mlflow": {...}}` takes what Accelerate's tracker takes (`experiment_name`, `logging_dir`,
 `run_id`, `tags`, `nested_run`, `run_name`, `description`) and `experiment_id`, `artifact_location`,
-`tracking_uri`, `local_dir`; what is not given there is looked up in MLflow's own environment variables.
+`tracking_uri`, `local_dir`, `traces`; what is not given there is looked up in MLflow's own environment
+variables.
 
 Without a tracking URI all runs are in `<project_dir>/mlflow.db`, or in the folder `local_dir`::
 
@@ -45,6 +47,8 @@ from otel_tracking.media.overlays import lost_overlays
 from otel_tracking.names import NameRule
 from otel_tracking.records import Batch, Config, Media, RunInfo, RunStatus, Text, Written
 from otel_tracking.sdk_exporters import TrackerMetricExporter, TrackerSpanExporter
+from otel_tracking.sdk_logs import TrackerLogExporter
+from otel_tracking.span_records import RecordedSpan, Spans
 from otel_tracking.tracker import Pacing, Tracker
 from otel_tracking_exporters._mlflow_active import ActiveRun
 from otel_tracking_exporters._mlflow_media import FILES, send
@@ -69,6 +73,7 @@ from otel_tracking_exporters._mlflow_store import (
     retrying,
 )
 from otel_tracking_exporters._mlflow_times import Timestamps
+from otel_tracking_exporters._mlflow_traces import send_spans
 from otel_tracking_exporters._servers import require_answer
 from otel_tracking_exporters.declarations import MLFLOW
 
@@ -110,6 +115,7 @@ class MLflowTracker(Tracker):
     def __init__(self) -> None:
         active = mlflow.active_run()
         self._parent: str | None = active.info.run_id if active else None
+        self._experiment_id = ""
         self._uri = ""
         self._run: MLflowRun | None = None
         self._stored = 0
@@ -127,6 +133,7 @@ class MLflowTracker(Tracker):
             Retry: The store can't be reached.
         """
         options = Options.parse(run.options, os.environ)
+        self.takes_spans = options.traces
         self._uri, location = place(options, run)
         client = connect(self._uri)
         experiment_id = experiment(client, options, run.project, location)
@@ -143,6 +150,7 @@ class MLflowTracker(Tracker):
             else:
                 client.update_run(found.info.run_id, status="RUNNING")
             self._run = MLflowRun(client, found.info.run_id)
+            self._experiment_id = found.info.experiment_id
             self._tag(self._run, run, options, identity)
         # Of any other run we don't know what it holds; what it has already is not stored twice.
         self._stored = run.position if found.info.run_id == known.get("run_id") else 0
@@ -214,6 +222,28 @@ class MLflowTracker(Tracker):
             return Written(0, rejected={refused: [0]})
         altered = dict.fromkeys(filter(None, changed[-1:]), 1)
         return Written(1, altered | media.lost_captions | lost_overlays(media))
+
+    def write_spans(self, spans: Spans) -> Written:
+        """Store spans as traces of the run."""
+        rejected = self._send_spans(spans.spans)
+        self._position = max(self._position, spans.position)
+        return Written(len(spans) - sum(map(len, rejected.values())), {}, rejected)
+
+    def _send_spans(self, spans: Sequence[RecordedSpan]) -> dict[str, list[int]]:
+        """By reason, the places of those that are refused. They are found by halving, as in `_send`."""
+        try:
+            refused = self._attempt(
+                lambda run: send_spans(run.client, self._uri, self._experiment_id, run.run_id, spans)
+            )
+        except NotImplementedError:
+            return {"this MLflow store has no traces": list(range(len(spans)))}
+        if not refused or len(spans) == 1:
+            return {refused: [0]} if refused else {}
+        half = len(spans) // 2
+        found = self._send_spans(spans[:half])
+        for reason, places in self._send_spans(spans[half:]).items():
+            found.setdefault(reason, []).extend(half + place for place in places)
+        return found
 
     def write_config(self, config: Config) -> Written:
         """Store hyperparameters as params, and all of them as `config.json`.
@@ -396,5 +426,11 @@ class MLflowMetricExporter(TrackerMetricExporter):
 
 class MLflowSpanExporter(TrackerSpanExporter):
     """Writes the durations of finished spans into an MLflow run."""
+
+    tracker = MLflowTracker
+
+
+class MLflowLogExporter(TrackerLogExporter):
+    """Writes log records into an MLflow run, as artifacts."""
 
     tracker = MLflowTracker

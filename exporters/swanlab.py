@@ -28,6 +28,7 @@ from otel_tracking.media.overlays import lost_overlays
 from otel_tracking.names import NameRule
 from otel_tracking.records import Batch, Config, Media, MediaKind, RunInfo, RunStatus, Text, Written
 from otel_tracking.sdk_exporters import TrackerMetricExporter, TrackerSpanExporter
+from otel_tracking.sdk_logs import TrackerLogExporter
 from otel_tracking.tags import KIND_PARTS, of_kind
 from otel_tracking.tracker import Pacing, Tracker
 from otel_tracking_exporters._swanlab_media import TEXT, as_items, item
@@ -263,6 +264,12 @@ class SwanLabMetricExporter(TrackerMetricExporter):
 
 class SwanLabSpanExporter(TrackerSpanExporter):
     """An OpenTelemetry `SpanExporter` that logs spans' durations to a SwanLab run."""
+
+    tracker = SwanLabTracker
+
+
+class SwanLabLogExporter(TrackerLogExporter):
+    """An OpenTelemetry `LogRecordExporter` that logs log records as texts to a SwanLab run."""
 
     tracker = SwanLabTracker
 

@@ -34,6 +34,7 @@ from otel_tracking.records import (
     Written,
 )
 from otel_tracking.sdk_exporters import TrackerMetricExporter, TrackerSpanExporter
+from otel_tracking.sdk_logs import TrackerLogExporter
 from otel_tracking.tags import KIND_PARTS, of_kind
 from otel_tracking.tracker import Tracker
 from otel_tracking_exporters._tensorboard_events import encode_rows, frame, scalar, stamp
@@ -411,6 +412,12 @@ class TensorBoardMetricExporter(TrackerMetricExporter):
 
 class TensorBoardSpanExporter(TrackerSpanExporter):
     """OpenTelemetry span exporter that writes spans' durations into TensorBoard event files."""
+
+    tracker = TensorBoardTracker
+
+
+class TensorBoardLogExporter(TrackerLogExporter):
+    """OpenTelemetry log exporter that writes log records into TensorBoard event files."""
 
     tracker = TensorBoardTracker
 

@@ -27,6 +27,7 @@ from otel_tracking.media.overlays import lost_overlays
 from otel_tracking.names import NameRule
 from otel_tracking.records import Batch, Config, Media, MediaKind, RunInfo, RunStatus, Text, Written
 from otel_tracking.sdk_exporters import TrackerMetricExporter, TrackerSpanExporter
+from otel_tracking.sdk_logs import TrackerLogExporter
 from otel_tracking.tracker import Pacing, Tracker
 from otel_tracking_exporters._trackio_media import as_artifact, as_values
 from otel_tracking_exporters.declarations import TRACKIO
@@ -300,6 +301,12 @@ class TrackioMetricExporter(TrackerMetricExporter):
 
 class TrackioSpanExporter(TrackerSpanExporter):
     """An OpenTelemetry `SpanExporter` that writes spans' durations into a trackio database."""
+
+    tracker = TrackioTracker
+
+
+class TrackioLogExporter(TrackerLogExporter):
+    """An OpenTelemetry `LogRecordExporter` that writes log records into a trackio database."""
 
     tracker = TrackioTracker
 

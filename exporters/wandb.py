@@ -30,6 +30,7 @@ from otel_tracking.names import NameRule
 from otel_tracking.process import process
 from otel_tracking.records import Batch, Config, Media, MediaKind, RunInfo, RunStatus, Text, Written
 from otel_tracking.sdk_exporters import TrackerMetricExporter, TrackerSpanExporter
+from otel_tracking.sdk_logs import TrackerLogExporter
 from otel_tracking.tracker import Pacing, Tracker
 from otel_tracking_exporters import _wandb_setup
 from otel_tracking_exporters._servers import require_answer
@@ -363,6 +364,12 @@ class WandbMetricExporter(TrackerMetricExporter):
 
 class WandbSpanExporter(TrackerSpanExporter):
     """An OpenTelemetry `SpanExporter` that logs spans' durations to a W&B run."""
+
+    tracker = WandbTracker
+
+
+class WandbLogExporter(TrackerLogExporter):
+    """An OpenTelemetry `LogRecordExporter` that logs log records as texts to a W&B run."""
 
     tracker = WandbTracker
 

@@ -16,8 +16,9 @@ from otel_tracking.errors import (
     UnknownTracker,
     UnsupportedJournal,
 )
-from otel_tracking.reading import RunData, read_run
+from otel_tracking.reading import RunData, read_run, read_spans
 from otel_tracking.records import Receipt, TrackerReceipt
+from otel_tracking.span_records import RecordedSpan, SpanEvent, SpanLink
 from otel_tracking.steps import set_step, step
 from otel_tracking.tracker import Tracker
 from otel_tracking.tracking import Tracking
@@ -33,10 +34,13 @@ __all__ = [
     "NativeHandleUnavailable",
     "NotStarted",
     "Receipt",
+    "RecordedSpan",
     "Retry",
     "RunData",
     "RunIdentityUnknown",
     "RunNotFound",
+    "SpanEvent",
+    "SpanLink",
     "Tracker",
     "TrackerNotInstalled",
     "TrackerReceipt",
@@ -46,6 +50,7 @@ __all__ = [
     "UnsupportedJournal",
     "__version__",
     "read_run",
+    "read_spans",
     "set_step",
     "step",
 ]

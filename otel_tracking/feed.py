@@ -1,4 +1,4 @@
-"""A journal cut into what trackers take: batches, texts, media, configs, rewinds, each after a cursor."""
+"""A journal cut into what trackers take: batches, texts, media, configs, ..., each after a cursor."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ from otel_tracking.journal.format import RecordType
 from otel_tracking.journal.media import media_of
 from otel_tracking.journal.stream import Points, RecordStream
 from otel_tracking.records import Batch, Config, Gone, Media, Rewind, RunStatus, Series, Text
+from otel_tracking.span_records import Spans
 
-Item: TypeAlias = Batch | Text | Media | Config | Rewind | Gone
+Item: TypeAlias = Batch | Text | Media | Config | Rewind | Gone | Spans
 
 
 class Feed:
@@ -27,9 +28,9 @@ class Feed:
         status: How the run ended, once its last record has been read.
     """
 
-    def __init__(self, directory: Path, *, tracker: str, max_points: int) -> None:
+    def __init__(self, directory: Path, *, tracker: str, max_points: int, spans: bool = False) -> None:
         self._directory = directory
-        self._stream = RecordStream(directory)
+        self._stream = RecordStream(directory, spans=spans)
         self._tracker = tracker
         self._max_points = max_points
         self._after = 0
@@ -40,6 +41,8 @@ class Feed:
         self.skipped = 0
         self.status = RunStatus.RUNNING
         self.position = 0
+        self._read = 0
+        """The end of what was read before."""
 
     def start_after(self, position: int, *, counted: int = 0) -> None:
         """Leave out what lies at or before a position. Before the first `peek`.
@@ -67,6 +70,11 @@ class Feed:
             items = self._stream.read()
             if items is None:
                 return None
+            # Before what was recorded beside them: the cursor moves by that, and they are taken by then.
+            spans = [span for span in self._stream.spans if span.position > self._after]
+            for first in range(0, len(spans), self._max_points):
+                self._items.append(Spans(spans[first : first + self._max_points], self._read))
+            self._read = self._stream.position - 1
             for item in items:
                 if isinstance(item, Points):
                     self._add_points(item)

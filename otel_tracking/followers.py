@@ -16,21 +16,12 @@ from otel_tracking.dead_letters import DeadLetters
 from otel_tracking.errors import ConfigurationError, Retry
 from otel_tracking.failures import Failures
 from otel_tracking.feed import Feed, Item
+from otel_tracking.giving import count, give
 from otel_tracking.journal.locking import Lock
 from otel_tracking.journal.recovery import last_segment
 from otel_tracking.ledger import Ledger
 from otel_tracking.pace import Budget, Progress, Quiet
-from otel_tracking.records import (
-    Batch,
-    Config,
-    Gone,
-    Media,
-    RunInfo,
-    RunStatus,
-    Text,
-    TrackerReceipt,
-    Written,
-)
+from otel_tracking.records import Batch, Gone, RunInfo, RunStatus, TrackerReceipt, Written
 from otel_tracking.tracker import Tracker
 
 _LOG: Final = logging.getLogger(__name__)
@@ -275,7 +266,12 @@ class Follower:
         return False
 
     def _resume(self, tracker: Tracker, position: int) -> None:
-        feed = Feed(self._journal, tracker=self.name, max_points=tracker.pacing.max_points)
+        feed = Feed(
+            self._journal,
+            tracker=self.name,
+            max_points=tracker.pacing.max_points,
+            spans=tracker.takes_spans,
+        )
         with self._lock:
             feed.start_after(position, counted=0 if position == 0 else self._ledger.cursor.position)
             self._ledger.begin(position)
@@ -337,16 +333,7 @@ class Follower:
             if not self.tracker.exactly_once:
                 with self._lock:
                     self._ledger.gives(item, self._path)
-            if isinstance(item, Batch):
-                written = self.tracker.write(item)
-            elif isinstance(item, Text):
-                written = self.tracker.write_text(item)
-            elif isinstance(item, Media):
-                written = self._media_of(item)
-            elif isinstance(item, Config):
-                written = self.tracker.write_config(item)
-            else:
-                written = self.tracker.write_rewind(item)
+            written = give(self.tracker, item)
         except Retry as error:
             self._failed(error, "retrying")
             self._rest_after_failure(error.after)
@@ -356,8 +343,9 @@ class Follower:
             if isinstance(item, Batch) or not self._failures.hopeless(error):
                 self._rest_after_failure(None)
                 return False
-            written = Written(0, rejected={f"{type(error).__name__}: {error!s:.200}": [0]})
-        self._check(written, len(item) if isinstance(item, Batch) else 1)
+            reason = f"{type(error).__name__}: {error!s:.200}"
+            written = Written(0, rejected={reason: range(count(item))})
+        self._check(written, count(item))
         self._progress.made()
         with self._lock:
             self._failures.in_a_row = 0
@@ -365,12 +353,6 @@ class Follower:
             self._ledger.took(item, written)
             self._feed.take()
         return True
-
-    def _media_of(self, media: Media) -> Written:
-        assert self.tracker is not None
-        if all(file.path.is_file() for file in media.files):
-            return self.tracker.write_media(media)
-        return Written(0, rejected={"a file of it is not in the journal's `media` any more": [0]})
 
     def _check(self, written: Written, given: int) -> None:
         if not isinstance(written, Written) or written.accepted + written.refused != given:

@@ -32,7 +32,8 @@ from otel_tracking.journal.format import pack_point
 from otel_tracking.recorder import Recorder
 from otel_tracking.records import AttributeValue, Kind
 from otel_tracking.registry import SeriesHandle, SeriesRegistry
-from otel_tracking.steps import STEP_ALIASES, STEP_ATTRIBUTE, ambient, as_step
+from otel_tracking.span_records import STEP_ATTRIBUTE
+from otel_tracking.steps import STEP_ALIASES, ambient, as_step
 from otel_tracking.values import Number, to_number
 
 _time_ns: Final = time.time_ns

@@ -16,6 +16,7 @@ from otel_tracking.dead_letters import DeadLetters, Key, Letter, items_of, lette
 from otel_tracking.feed import Item
 from otel_tracking.journal.format import position
 from otel_tracking.records import Batch, Gone, Written
+from otel_tracking.span_records import Spans
 
 _DAMAGED: Final = "damaged in the journal"
 _REMOVED: Final = "removed from the journal before"
@@ -101,9 +102,11 @@ class Ledger:
         self.cursor.perhaps_twice += self._again
         self._again = 0
         end = int(item.positions[-1]) if isinstance(item, Batch) else item.position
-        refused = [] if isinstance(item, Gone) else letters_of(item, written)
+        refused: list[Letter] = []
         again: list[tuple[Key, Letter]] = []
-        if self._resending and not isinstance(item, Gone):
+        if not isinstance(item, Gone | Spans):
+            refused = letters_of(item, written)
+        if self._resending and not isinstance(item, Gone | Spans):
             of_item = letters_of(item, Written(0, rejected={"": range(written.accepted + written.refused)}))
             again = [(letter.key, self._resent[letter.key]) for letter in of_item]
             refused = [replace(self._resent[letter.key], reason=letter.reason) for letter in refused]

@@ -74,10 +74,7 @@ class Progress:
 
     def _queue_time(self) -> float:
         """Seconds that the thread has waited for a processor; 0 where the system does not say."""
-        if self._schedule is not None:
-            with contextlib.suppress(OSError, ValueError, IndexError):
-                return int(self._schedule.read_text().split()[1]) / 1e9
-        return 0.0
+        return 0.0 if self._schedule is None else _queue_time_of(self._schedule)
 
 
 class Quiet:
@@ -89,14 +86,29 @@ class Quiet:
 
     def __init__(self) -> None:
         self._since = self._looked = time.monotonic()
-        self._cpu = time.process_time()
+        self._busy = _busy_time()
 
     def seconds(self) -> float:
-        """Seconds since half a processor was used for a second, seen from one call of this to the next."""
+        """Seconds since half a processor was used or wanted for a second, as seen by calls of this."""
         now = time.monotonic()
         if (passed := now - self._looked) >= 1:
-            cpu = time.process_time()
-            if cpu - self._cpu > passed / 2:
+            busy = _busy_time()
+            if busy - self._busy > passed / 2:
                 self._since = now
-            self._looked, self._cpu = now, cpu
+            self._looked, self._busy = now, busy
         return now - self._since
+
+
+def _busy_time() -> float:
+    """CPU seconds of this process, and those for which its threads have waited for a processor."""
+    waited = 0.0
+    with contextlib.suppress(OSError):
+        waited = sum(_queue_time_of(task / "schedstat") for task in Path("/proc/self/task").iterdir())
+    return time.process_time() + waited
+
+
+def _queue_time_of(schedule: Path) -> float:
+    """Seconds that a thread has waited for a processor; 0 where the system does not say."""
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        return int(schedule.read_text().split()[1]) / 1e9
+    return 0.0

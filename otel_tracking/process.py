@@ -8,9 +8,9 @@ import logging
 import os
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import ModuleType
-from typing import Final, NoReturn
+from typing import TYPE_CHECKING, Final, NoReturn
 
 from opentelemetry import metrics, trace
 from opentelemetry.metrics import MeterProvider, NoOpMeterProvider
@@ -24,9 +24,19 @@ from otel_tracking.records import Receipt, RunStatus
 from otel_tracking.request import RunRequest, wants
 from otel_tracking.session import RunSession, open_pending
 from otel_tracking.spans import TrackingSpanProcessor, TrackingTracerProvider
+from otel_tracking.system.sampler import Sampler
+
+if TYPE_CHECKING:
+    from opentelemetry._logs import LoggerProvider
+
+    from otel_tracking.logs import LogCapture
 
 _LOG: Final = logging.getLogger(__name__)
 _DISABLED: Final = "OTEL_SDK_DISABLED is true"
+_ATTACHED_LATE: Final = (
+    "an SDK meter provider was set before us: meters and instruments that were made from it before now are "
+    "not recorded. With `otel-tracking run`, or a `Tracking` made before them, they are"
+)
 
 
 class Process:
@@ -43,38 +53,55 @@ class Process:
         self.provider = TrackingMeterProvider(self.recorder, meters=settings.METERS.get() or DEFAULT_METERS)
         self.session: RunSession | None = None
         self._runs = 0
+        self._sampler: Sampler | None = None
         self._watched = False
         self._exit: tuple[SystemExit, int] | None = None
         self._meters_offered = False
         self._processor = TrackingSpanProcessor(self.recorder)
         self._tracers: TrackingTracerProvider | None = None
         self._listening: list[TracerProvider] = []
+        self._logs: LogCapture | None = None
         self._pid = os.getpid()
 
     # Ways in
 
-    def install(self) -> None:
+    def install(self, *, meters: bool = True, tracers: bool = True, first: bool = False) -> None:
         """Make what goes through OpenTelemetry's API recorded, whoever sets a provider and when.
 
         An SDK provider that is there already is attached now, one that is set later is then.
+
+        Args:
+            meters: Whether measurements are recorded.
+            tracers: Whether spans are.
+            first: Whether nothing can have used a provider that is there already: nothing is lost then.
         """
         with self.recorder.lock:
             if settings.SDK_DISABLED.get():
                 self.recorder.mute(_DISABLED, quiet=True)
                 return
-            meters = metrics.get_meter_provider()
-            if not _is_set(meters):
-                set_meter_provider = metrics.set_meter_provider
-                set_meter_provider(self.offered_meters())
-            elif meters is not self.provider:
-                self.provider.attach(meters)
-            tracers = trace.get_tracer_provider()
-            if isinstance(tracers, trace.ProxyTracerProvider):
-                set_tracer_provider = trace.set_tracer_provider
-                set_tracer_provider(self.offered_tracers())
-            elif tracers is not self._tracers:
-                self._listen(tracers)
+            if meters:
+                self._install_meters(first)
+            if tracers:
+                self._install_tracers()
             self.watch_exit()
+
+    def _install_meters(self, first: bool) -> None:
+        provider = metrics.get_meter_provider()
+        if not _is_set(provider):
+            set_meter_provider = metrics.set_meter_provider
+            set_meter_provider(self.offered_meters())
+        elif provider is not self.provider:
+            new = self.provider.downstream is None
+            if self.provider.attach(provider) and new and not first:
+                _LOG.info(_ATTACHED_LATE)
+
+    def _install_tracers(self) -> None:
+        provider = trace.get_tracer_provider()
+        if isinstance(provider, trace.ProxyTracerProvider):
+            set_tracer_provider = trace.set_tracer_provider
+            set_tracer_provider(self.offered_tracers())
+        elif provider is not self._tracers:
+            self._listen(provider)
 
     def offered_meters(self) -> MeterProvider:
         """What becomes the global meter provider. Whoever sets another one has that attached to it."""
@@ -124,6 +151,23 @@ class Process:
         else:
             add_span_processor(self._processor)
 
+    def want_logs(self, level: str, names: Sequence[str]) -> None:
+        """Have log records of that level and higher recorded from now on; `off` ends that."""
+        with self.recorder.lock:
+            if self._logs is not None or (level != "off" and not settings.SDK_DISABLED.get()):
+                self._log_capture().want(level, names)
+
+    def offered_loggers(self) -> LoggerProvider:
+        """What becomes the global logger provider. Whoever sets another one has that attached to it."""
+        return self._log_capture().offered()
+
+    def _log_capture(self) -> LogCapture:
+        if self._logs is None:
+            from otel_tracking.logs import LogCapture  # here: it imports the SDK's logs
+
+            self._logs = LogCapture(self.recorder, _replace)
+        return self._logs
+
     # Runs
 
     def begin(self, request: RunRequest) -> RunSession | None:
@@ -133,7 +177,7 @@ class Process:
             TrackingError, OSError: The journal can't be opened.
         """
         if self._pid != os.getpid():  # a forked child that becomes a rank of its own
-            self._pid, self.session = os.getpid(), None
+            self._pid, self.session, self._sampler = os.getpid(), None, None
             self._register_exit()
             self.provider.revive()
         self._exit = None  # it was caught
@@ -143,17 +187,27 @@ class Process:
             rank = detect()
             self._runs += 1
             if settings.SDK_DISABLED.get():
-                self.recorder.mute(_DISABLED, quiet=True)
+                self._record_nothing(_DISABLED)
                 return None
             if not wants(request, rank):
-                self.recorder.mute(f"rank {rank.rank} is not recorded", quiet=True)
+                self._record_nothing(f"rank {rank.rank} is not recorded")
                 return None
             self.recorder.unmute()
             self._prepare_journal(request)
             session = RunSession(self.recorder, request, rank, on_started=self._register_exit)
             session.begin()
             self.session = session
+            if request.system_metrics and rank.is_local_main:
+                self._sampler = Sampler(self.recorder, request.system_metrics)
+                self._sampler.start()
+            if self._logs is not None:
+                self._logs.resume()
             return session
+
+    def _record_nothing(self, reason: str) -> None:
+        self.recorder.mute(reason, quiet=True)
+        if self._logs is not None:
+            self._logs.pause()
 
     def _prepare_journal(self, request: RunRequest) -> None:
         recorder = self.recorder
@@ -189,6 +243,11 @@ class Process:
                 self.provider.before_end()
             except Exception:  # noqa: BLE001 - of the user's SDK readers; the run has to end all the same
                 _LOG.exception("the SDK meter provider did not take the last measurements")
+            if self._logs is not None:
+                self._logs.pause()
+            sampler, self._sampler = self._sampler, None
+            if sampler is not None:
+                sampler.stop(timeout)
         if timeout is None:
             return session.end(status, settings.END_TIMEOUT.get(), patient=False)
         return session.end(status, timeout)
@@ -246,6 +305,8 @@ class Process:
         self.end(self.status())
         journal = self.recorder.journal
         if journal is not None and not journal.closed:  # no run has begun
+            if self._logs is not None:
+                self._logs.pause()
             self.recorder.close(self.status())
             _LOG.warning("no run has begun: what was recorded is in %s", journal.path)
 

@@ -18,6 +18,7 @@ from otel_tracking.journal.reader import BLOCK_SLOTS, JournalReader
 from otel_tracking.journal.scan import Run
 from otel_tracking.journal.stream import Points, RecordStream, entry_at
 from otel_tracking.records import AttributeValue, Float64Array, Int64Array, RunStatus, Series
+from otel_tracking.span_records import RecordedSpan
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -121,6 +122,37 @@ def read_run(path: str | os.PathLike[str]) -> RunData:
         damaged,
         removed,
     )
+
+
+def read_spans(path: str | os.PathLike[str]) -> list[RecordedSpan]:
+    """Read every finished span of a run, rank after rank, in the order in which they ended.
+
+    Args:
+        path: As for `read_run`.
+
+    Raises:
+        ConfigurationError: There is no journal.
+        UnsupportedJournal: A journal is of another version.
+    """
+    return [span for _, directory in journals(Path(path)) for span in spans_of(directory)]
+
+
+def spans_of(journal: Path) -> Iterator[RecordedSpan]:
+    """The spans that a journal holds now.
+
+    Args:
+        journal: Its directory.
+
+    Raises:
+        UnsupportedJournal: It is of another version.
+    """
+    end = _end_of_segments(journal)
+    stream = RecordStream(journal, spans=True)
+    try:
+        while stream.position < end and stream.read() is not None:
+            yield from stream.spans
+    finally:
+        stream.close()
 
 
 def read_items(journal: Path, slots: int = BLOCK_SLOTS) -> Iterator[tuple[Points | Entry, Sequence[Series]]]:

@@ -325,6 +325,19 @@ class Recorder:
         if series.journal.append(point(series)) is Outcome.CLOSED:
             self.append(lambda registry: point(registry.again(series.series)), 1)
 
+    def beside(
+        self, record: bytes, series: SeriesHandle, value: float, step: int | None, time_ns: int
+    ) -> None:
+        """Record something, and one value of a series with it, as `point` does."""
+        if step is None:
+            flag, count = series.automatic()
+            point = pack_point(series.word | flag, count, time_ns, value)
+        else:
+            point = pack_point(series.word, step, time_ns, value)
+        if series.journal.append(record + point) is Outcome.CLOSED:
+            self.append(functools.partial(as_it_is, record), 1)
+            self.point(series, value, step=step, time_ns=time_ns)
+
     def append(self, records: Callable[[SeriesRegistry], bytes], measurements: int) -> None:
         """Append what is made for the open journal; to the next one, if it is closed or moved meanwhile.
 

@@ -46,6 +46,8 @@ class RunRequest:
     """The form of the journal's segments, as for `JournalWriter`."""
     keep: Keep = field(default_factory=Keep)
     """What is kept of the journal."""
+    system_metrics: float = 0.0
+    """Seconds between two samples of system metrics; 0 for none."""
     ordinal: int = 1
     """1 for the first run that this process begins."""
 

@@ -28,7 +28,8 @@ from opentelemetry.trace import StatusCode
 from otel_tracking.records import AttributeValue, Kind, Series
 from otel_tracking.sdk_histograms import distribution_details
 from otel_tracking.sdk_run import Distribution, Item, Point, attribute_values, join, leave
-from otel_tracking.steps import STEP_ALIASES, STEP_ATTRIBUTE, as_step
+from otel_tracking.span_records import STEP_ATTRIBUTE
+from otel_tracking.steps import STEP_ALIASES, as_step
 from otel_tracking.tags import TagAssigner
 from otel_tracking.tracker import Tracker
 

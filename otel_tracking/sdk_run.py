@@ -17,10 +17,8 @@ from queue import SimpleQueue
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
-from opentelemetry import metrics, trace
-from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry import _logs, metrics, trace
 from opentelemetry.sdk.resources import Resource
-from opentelemetry.sdk.trace import TracerProvider
 
 from otel_tracking import identity, settings
 from otel_tracking.records import (
@@ -32,6 +30,7 @@ from otel_tracking.records import (
     RunInfo,
     RunStatus,
     Series,
+    Text,
     Written,
 )
 from otel_tracking.tags import TagAssigner
@@ -66,7 +65,17 @@ class Distribution(NamedTuple):
     """As `MediaKind.HISTOGRAM` has them."""
 
 
-Item: TypeAlias = Point | Distribution
+class Saying(NamedTuple):
+    """A text, as an exporter made it."""
+
+    tag: str
+    step: int
+    time: int
+    """Nanoseconds since the epoch."""
+    text: str
+
+
+Item: TypeAlias = Point | Distribution | Saying
 
 
 class SharedRun:
@@ -176,6 +185,9 @@ class SharedRun:
             histogram = MediaKind.HISTOGRAM
             media = Media(histogram, first.tag, (), first.details, first.step, first.time, position)
             return 1, tracker.write_media(media)
+        if isinstance(first, Saying):
+            text = Text(first.tag, first.text, first.step, first.time, self._position + 1)
+            return 1, tracker.write_text(text)
         points = takewhile(lambda item: isinstance(item, Point), self._backlog)
         part = [item for item in islice(points, tracker.pacing.max_points) if isinstance(item, Point)]
         return len(part), tracker.write(self._batch(part))
@@ -253,9 +265,12 @@ class SharedRun:
         """
         if os.getpid() != self._pid:
             return
-        for provider in (metrics.get_meter_provider(), trace.get_tracer_provider()):
-            if isinstance(provider, MeterProvider | TracerProvider):
-                provider.force_flush()
+        # Of no type that is asked for: ours stand before the SDK's, and not all of the SDK is imported.
+        providers = metrics.get_meter_provider(), trace.get_tracer_provider(), _logs.get_logger_provider()
+        for provider in providers:
+            flush = getattr(provider, "force_flush", None)
+            if flush is not None:
+                flush()
         self.call(self.finish, _EXIT_SECONDS)
 
 
@@ -324,8 +339,8 @@ def _rank(attributes: Mapping[str, AttributeValue]) -> Rank:
 
 def _finish_all() -> None:
     for run in list(_runs.values()):
-        if not run.closed:
-            run.call(run.finish, _EXIT_SECONDS)
+        if not run.closed:  # this module was loaded after a provider was made, as `OTEL_CONFIG_FILE` has it
+            run._end()
 
 
 def _forget() -> None:

@@ -72,6 +72,7 @@ def _one_of(*known: str) -> Callable[[str], str]:
 DELIVERIES: Final = ("thread", "process", "off")
 COMPRESSIONS: Final = ("pack", "zstd", "off")
 FSYNCS: Final = ("off", "interval", "always")
+LOG_LEVELS: Final = ("off", "debug", "info", "warning", "error", "critical")
 
 
 SIZE: Final = re.compile(r"(\d+(?:\.\d+)?) ?([KMGT]?)B?", re.IGNORECASE)
@@ -105,6 +106,15 @@ RUN_NAME: Final = Setting[str](
 )
 RANKS: Final = Setting[str](
     "OTEL_TRACKING_RANKS", "", str, "`main`, `local_main`, `all`, `0,3`, or by tracker `wandb=all,*=main`"
+)
+LOGS: Final = Setting[str](
+    "OTEL_TRACKING_LOGS",
+    "off",
+    lambda text: _one_of(*LOG_LEVELS)(text.lower()),
+    "log records from that level on become texts: `debug` to `critical`; `off` for none",
+)
+LOG_NAMES: Final = Setting[tuple[str, ...]](
+    "OTEL_TRACKING_LOG_NAMES", (), _names, "loggers, each with those below, whose records do; `-` excludes"
 )
 METERS: Final = Setting[tuple[str, ...]](
     "OTEL_TRACKING_METERS", (), _names, "patterns of meter names that are recorded; `!` excludes"
@@ -142,6 +152,12 @@ DISTRIBUTIONS: Final = Setting[float](
     _seconds_or_off,
     "seconds between two distributions of a Histogram instrument; `off` for none",
 )
+SYSTEM_METRICS: Final = Setting[float](
+    "OTEL_TRACKING_SYSTEM_METRICS",
+    0.0,
+    _seconds_or_off,
+    "seconds between two samples of CPU, memory, disk, network and GPUs; `off` for none",
+)
 END_TIMEOUT: Final = Setting[float](
     "OTEL_TRACKING_END_TIMEOUT", 120.0, _positive, "seconds that the end of a run waits for delivery"
 )
@@ -159,6 +175,8 @@ ALL: Final[tuple[Setting[tuple[str, ...]] | Setting[str] | Setting[float] | Sett
     RUN_ID,
     RUN_NAME,
     RANKS,
+    LOGS,
+    LOG_NAMES,
     METERS,
     DELIVERY,
     FSYNC,
@@ -166,6 +184,7 @@ ALL: Final[tuple[Setting[tuple[str, ...]] | Setting[str] | Setting[float] | Sett
     KEEP,
     BUDGET,
     DISTRIBUTIONS,
+    SYSTEM_METRICS,
     END_TIMEOUT,
     SDK_DISABLED,
     SERVICE_NAME,

@@ -31,7 +31,11 @@ LOG: Final = "sidecar.log"
 _POLL: Final = 0.05
 SITE: Final = str(Path(__file__).parent / "launcher" / "site")
 """What `otel-tracking run` puts on PYTHONPATH, so that programs are recorded."""
-_NOT_INHERITED: Final = ("OTEL_PYTHON_METER_PROVIDER", "OTEL_PYTHON_TRACER_PROVIDER")
+_NOT_INHERITED: Final = (
+    "OTEL_PYTHON_LOGGER_PROVIDER",
+    "OTEL_PYTHON_METER_PROVIDER",
+    "OTEL_PYTHON_TRACER_PROVIDER",
+)
 """What would have the sidecar record itself."""
 
 

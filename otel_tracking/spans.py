@@ -1,8 +1,8 @@
 """Spans: the step they give to what is recorded inside, and how long they took.
 
 A span with the attribute `training.step` gives its step to measurements inside it and inside its
-children. The duration of every finished span is the series `time/<name>`, in seconds; a span that
-ended in an error adds one to the counter `errors/<name>`.
+children. Every finished span is in the journal as it is; its duration is the series `time/<name>`, in
+seconds; and a span that ended in an error adds one to the counter `errors/<name>`.
 """
 
 from __future__ import annotations
@@ -11,22 +11,42 @@ import functools
 import inspect
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
+from threading import get_ident
 from types import TracebackType
-from typing import Any
+from typing import Any, Final, NamedTuple
 
 from opentelemetry import trace
 from opentelemetry.context import Context
 from opentelemetry.sdk.trace import ReadableSpan, Span, SpanProcessor
 from opentelemetry.sdk.trace import TracerProvider as SdkTracerProvider
 from opentelemetry.sdk.trace.sampling import ALWAYS_ON
-from opentelemetry.trace import StatusCode, Tracer, TracerProvider
+from opentelemetry.sdk.util.instrumentation import InstrumentationScope
+from opentelemetry.trace import SpanKind, StatusCode, Tracer, TracerProvider
 from opentelemetry.util.types import Attributes
 
+from otel_tracking.errors import raised_here
+from otel_tracking.journal.format import STEP_MAX, STEP_MIN, pack_point
+from otel_tracking.journal.spans import flags_of, rest_bytes, span_bytes
 from otel_tracking.recorder import Recorder
 from otel_tracking.records import Kind
-from otel_tracking.steps import STEP_ATTRIBUTE, ambient, as_step, ended_span_step, enter_span
+from otel_tracking.registry import SeriesHandle, SeriesRegistry
+from otel_tracking.span_records import STEP_ATTRIBUTE, SpanEvent, SpanLink
+from otel_tracking.steps import around_spans, as_step, enter_span, leave_span, span_step
 
-NANOSECONDS = 1e9
+NANOSECONDS: Final = 1e9
+_MOST: Final = 4096
+"""Names of spans that are remembered: a program may put numbers into them."""
+
+_PLAIN: Final = flags_of("internal", "unset", step=True, step_is_attribute=True)
+
+
+class _Known(NamedTuple):
+    """What all spans of a name have."""
+
+    series: SeriesHandle
+    scope: InstrumentationScope | None
+    rest: bytes
+    """Of those of which there is nothing more to say."""
 
 
 class TrackingSpanProcessor(SpanProcessor):
@@ -34,30 +54,90 @@ class TrackingSpanProcessor(SpanProcessor):
 
     def __init__(self, recorder: Recorder) -> None:
         self._recorder = recorder
+        self._known: dict[str, _Known] = {}
 
     def on_start(self, span: Span, parent_context: Context | None = None) -> None:
         """Remember the parent: it may have the step, or get it later."""
         try:
-            enter_span(span, trace.get_current_span(parent_context))
+            parent = span.parent
+            if parent is not None:
+                enter_span(span, parent, parent_context)
         except Exception as error:  # noqa: BLE001 - whose error it is decides `failed`
             self._recorder.failed(error)
 
     def on_end(self, span: ReadableSpan) -> None:
-        """Record the duration, and the error if it ended in one."""
+        """Record the span, its duration, and the error if it ended in one."""
         recorder = self._recorder
         try:
-            registry = recorder.opened()
-            if registry is None or span.end_time is None or span.start_time is None:
+            registry = recorder.registry or recorder.opened()
+            start, end, context = span.start_time, span.end_time, span.context
+            if registry is None or end is None or start is None or context is None:
                 return
-            step = _step_of(span)
-            seconds = (span.end_time - span.start_time) / NANOSECONDS
-            series = registry.series(name=f"time/{span.name}", kind=Kind.GAUGE, unit="s")
-            recorder.point(series, seconds, step=step, time_ns=span.end_time)
-            if span.status.status_code is StatusCode.ERROR:
+            scope, status, parent = span.instrumentation_scope, span.status, span.parent
+            known = self._known.get(span.name)
+            if known is None or known[1] is not scope or known[0].journal is not registry.journal:
+                known = self._learn(span.name, scope, registry)
+            series, _, rest = known
+            attributes = span.attributes or {}
+            own = attributes.get(STEP_ATTRIBUTE)
+            if own is not None and not (type(own) is int and STEP_MIN <= own <= STEP_MAX):
+                own = as_step(own)
+            itself = leave_span(context)
+            step = own
+            if step is None:
+                # As for a measurement at its end. Which span is the current one here says nothing: this one
+                # may end anywhere.
+                step = around_spans()
+                if step is None and itself is not None:
+                    step = span_step(itself)
+            if (
+                len(attributes) > (own is not None)
+                or status.description
+                # Each costs as much as all the rest here, and hardly any span has one. Their names are not
+                # public: where they are missing the public ones are asked.
+                or getattr(span, "_events", True)
+                or getattr(span, "_links", True)
+            ):
+                rest = _rest_of(span, attributes, own is not None)
+            code = status.status_code
+            if own is not None and code is StatusCode.UNSET and span.kind is SpanKind.INTERNAL:
+                flags = _PLAIN
+            else:
+                kind, has_step = span.kind.name.lower(), step is not None
+                flags = flags_of(kind, code.name.lower(), step=has_step, step_is_attribute=own is not None)
+            record = span_bytes(
+                rest,
+                context.trace_id,
+                context.span_id,
+                parent.span_id if parent is not None else 0,
+                start,
+                end,
+                get_ident(),
+                flags,
+                step or 0,
+            )
+            seconds = (end - start) / NANOSECONDS
+            if step is None:
+                recorder.beside(record, series, seconds, step, end)
+            else:
+                try:
+                    series.journal.write(record + pack_point(series.word, step, end, seconds))
+                except ValueError as error:  # the segment is full, or the run has ended
+                    if not raised_here(error):
+                        raise
+                    recorder.beside(record, series, seconds, step, end)
+            if code is StatusCode.ERROR:
                 errors = registry.series(name=f"errors/{span.name}", kind=Kind.COUNTER, unit="{span}")
-                recorder.point(errors, 1, step=step, time_ns=span.end_time)
+                recorder.point(errors, 1, step=step, time_ns=end)
         except Exception as error:  # noqa: BLE001 - whose error it is decides `failed`
             recorder.failed(error)
+
+    def _learn(self, name: str, scope: InstrumentationScope | None, registry: SeriesRegistry) -> _Known:
+        if len(self._known) >= _MOST:
+            self._known.clear()
+        series = registry.series(name=f"time/{name}", kind=Kind.GAUGE, unit="s")
+        known = self._known[name] = _Known(series, scope, rest_bytes(name, *_about(scope)))
+        return known
 
     def shutdown(self) -> None:
         """Nothing: the journal belongs to the run, not to the provider."""
@@ -67,13 +147,19 @@ class TrackingSpanProcessor(SpanProcessor):
         return True
 
 
-def _step_of(span: ReadableSpan) -> int | None:
-    """The step of an ended span: its own, else as for a measurement at its end."""
-    step = as_step((span.attributes or {}).get(STEP_ATTRIBUTE))
-    if step is None:
-        # Which span is the current one here says nothing: this one may end anywhere.
-        step = ambient(trace.set_span_in_context(trace.INVALID_SPAN))
-    return ended_span_step(span.get_span_context(), span.attributes) if step is None else step
+def _about(scope: InstrumentationScope | None) -> tuple[str, str]:
+    return (scope.name, scope.version or "") if scope else ("", "")
+
+
+def _rest_of(span: ReadableSpan, attributes: Mapping[str, Any], has_step: bool) -> bytes:
+    return rest_bytes(
+        span.name,
+        *_about(span.instrumentation_scope),
+        description=span.status.description or "",
+        attributes={k: v for k, v in attributes.items() if not (has_step and k == STEP_ATTRIBUTE)},
+        events=[SpanEvent(e.name, e.timestamp, e.attributes or {}) for e in span.events],
+        links=[SpanLink(at.context.trace_id, at.context.span_id, at.attributes or {}) for at in span.links],
+    )
 
 
 class TrackingTracerProvider(TracerProvider):

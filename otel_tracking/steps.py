@@ -10,9 +10,8 @@ from __future__ import annotations
 import contextlib
 import operator
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any, Final
-from weakref import WeakKeyDictionary, WeakValueDictionary
 
 from opentelemetry import baggage, trace
 from opentelemetry.context import Context, attach, create_key, detach, get_current, set_value
@@ -20,15 +19,18 @@ from opentelemetry.trace import Span, SpanContext
 
 from otel_tracking.errors import raised_by_handler
 from otel_tracking.journal.format import STEP_MAX, STEP_MIN
+from otel_tracking.span_records import STEP_ATTRIBUTE
 
-STEP_ATTRIBUTE: Final = "training.step"
 STEP_ALIASES: Final = ("step", "global_step")
 
 _INTEGER: Final = re.compile(r"[+-]?[0-9]{1,19}")
 _SCOPE: Final = create_key("otel-tracking-step")
 _process_step: int | None = None
-_parents: Final[WeakKeyDictionary[Span, Span]] = WeakKeyDictionary()
-_started: Final[WeakValueDictionary[tuple[int, int], Span]] = WeakValueDictionary()
+_PARENT: Final = "_otel_tracking_parent"
+"""An attribute that spans get from us: a mapping with weak keys costs as much as all the rest."""
+_MOST: Final = 100_000
+_open: Final[dict[tuple[int, int], Span]] = {}
+"""Spans that have a parent or a child, by trace and id, until they end."""
 
 
 def as_step(value: object) -> int | None:
@@ -85,28 +87,65 @@ def ambient(context: Context | None = None) -> int | None:
     scope = current.get(_SCOPE)
     if scope is not None:
         return scope  # type: ignore[return-value]  # only `step` sets it, to an int
-    if _process_step is not None:
-        return _process_step
-    carried = baggage.get_baggage(STEP_ATTRIBUTE, current)
-    if carried is not None and _INTEGER.fullmatch(str(carried)):
-        number = as_step(int(str(carried)))
+    return _process_step if _process_step is not None else _carried(current)
+
+
+def carried(context: Context) -> int | None:
+    """The step that a context carries, whatever this process's is now; None if it says none."""
+    scope = context.get(_SCOPE)
+    return scope if scope is not None else _carried(context)  # type: ignore[return-value]  # as in `ambient`
+
+
+def _carried(context: Context) -> int | None:
+    entry = baggage.get_baggage(STEP_ATTRIBUTE, context)
+    if entry is not None and _INTEGER.fullmatch(str(entry)):
+        number = as_step(int(str(entry)))
         if number is not None:
             return number
-    span = trace.get_current_span(current)
+    span = trace.get_current_span(context)
     return None if span is trace.INVALID_SPAN else span_step(span)
 
 
-def enter_span(span: Span, parent: Span) -> None:
-    """Remember whose child a span is, so that it has its parent's step."""
-    if parent is not trace.INVALID_SPAN:
-        _parents[span] = parent
-        _started[_key(span.get_span_context())] = span
+def around_spans() -> int | None:
+    """As `ambient`, whatever span is the current one."""
+    current = get_current()
+    if _process_step is None and (
+        not current or (len(current) == 1 and trace.get_current_span(current) is not trace.INVALID_SPAN)
+    ):
+        return None  # there is a span, and nothing else
+    return ambient(trace.set_span_in_context(trace.INVALID_SPAN))
 
 
-def ended_span_step(context: SpanContext | None, attributes: Mapping[str, Any] | None) -> int | None:
-    """The step of a span of which there is only the copy that the SDK hands out at its end."""
-    span = None if context is None else _started.get(_key(context))
-    return as_step((attributes or {}).get(STEP_ATTRIBUTE)) if span is None else span_step(span)
+def enter_span(span: Span, above: SpanContext, context: Context | None) -> None:
+    """Remember whose child a span is, so that it has its parent's step.
+
+    Args:
+        span: Which has just begun.
+        above: Its parent's.
+        context: In which it was begun; None is the current one.
+    """
+    parent = _open.get(_key(above))
+    if parent is None:
+        parent = trace.get_current_span(context)
+        if parent is trace.INVALID_SPAN:
+            return
+        _open[_key(above)] = parent
+    vars(span)[_PARENT] = parent
+    _open[_key(span.get_span_context())] = span
+    if len(_open) > _MOST:  # some never end
+        with contextlib.suppress(KeyError, StopIteration, RuntimeError):  # another thread does this too
+            del _open[next(iter(_open))]
+
+
+def leave_span(context: SpanContext) -> Span | None:
+    """A span has ended: the span itself, of which the SDK hands out a copy, if it has a parent or a child."""
+    return _open.pop(_key(context), None) if _open else None
+
+
+def open_span_step(context: SpanContext) -> int | None:
+    """The step of a span that has not ended, if it has a parent or a child."""
+    span = _open.get(_key(context))
+    return None if span is None else span_step(span)
 
 
 def _key(context: SpanContext) -> tuple[int, int]:
@@ -121,5 +160,5 @@ def span_step(span: Span) -> int | None:
         number = as_step(attributes.get(STEP_ATTRIBUTE)) if attributes else None
         if number is not None:
             return number
-        at = _parents.get(at)
+        at = getattr(at, _PARENT, None)
     return None

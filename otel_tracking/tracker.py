@@ -11,6 +11,7 @@ from otel_tracking.capabilities import Declaration
 from otel_tracking.errors import NativeHandleUnavailable
 from otel_tracking.names import NameRule
 from otel_tracking.records import Batch, Config, Media, Rewind, RunInfo, RunStatus, Text, Written
+from otel_tracking.span_records import Spans
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +31,7 @@ class Tracker(abc.ABC):
     one at a time; `native` and `handle` may be read, `enter` and `leave` called, by any thread between
     `start` and `finish`.
 
-    Order: points, texts, media and configs come in the order they were recorded.
+    Order: points, texts, media and configs come in the order they were recorded, spans a little early.
 
     Retry: a `write*` that raises `Retry`, or anything else, is called again with the same argument
     after a backoff, so it must have taken nothing, or must be able to take it twice. An exception
@@ -64,6 +65,8 @@ class Tracker(abc.ABC):
     exactly_once: bool = False
     """Whether what is given again, after an error or a kill, is stored once: because `start` found what is
     stored, or because the store takes the same point once. If not, receipts count what may be there twice."""
+    takes_spans: bool = False
+    """Whether it stores spans, and is to be given them; all trackers get their durations as points."""
     environment: ClassVar[Mapping[str, str]] = {}
     """What a process that does nothing but deliver sets in its environment, unless the user has. In a process
     that trains, such variables are the user's alone."""
@@ -106,6 +109,14 @@ class Tracker(abc.ABC):
         A tracker without that kind says so in the receipt; one that stores what is near to it, in `altered`.
         """
         return Written(0, rejected={f"{self.name} has no {media.kind.plural}": [0]})
+
+    def write_spans(self, spans: Spans) -> Written:
+        """Take finished spans, if `takes_spans`; `confirm` says nothing of them.
+
+        After a kill some come again. Those that are refused are counted, and no dead letters: the journal
+        has them, and their durations are points.
+        """
+        return Written(0, rejected={f"{self.name} has no spans": range(len(spans))})
 
     def write_config(self, config: Config) -> Written:
         """Take hyperparameters; may come more than once, later keys win."""

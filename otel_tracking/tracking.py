@@ -29,6 +29,7 @@ from otel_tracking.redaction import redact
 from otel_tracking.request import RunRequest, wants
 from otel_tracking.retention import Keep
 from otel_tracking.session import RunSession
+from otel_tracking.system.interval import interval
 from otel_tracking.tracker import Tracker
 
 _LOG: Final = logging.getLogger(__name__)
@@ -69,6 +70,9 @@ class Tracking(MediaCalls, Processes):
         keep: What of the journal stays: `"always"` everything; `"delivered"`: what some tracker has not got
             yet; a size such as `"10GB"`: the newest records of each rank, whether delivered or not.
             Default: OTEL_TRACKING_KEEP, else `"always"`.
+        system_metrics: Seconds between two samples of CPU, memory, disk, network and GPUs, recorded under
+            `system/` by one rank of each node; `"off"` for none. Needs `otel-tracking[system]`.
+            Default: OTEL_TRACKING_SYSTEM_METRICS, else `"off"`.
         run_id: The run's identity; one that exists is resumed. Default: OTEL_TRACKING_RUN_ID, else the
             launcher's, else a new one.
         run_name: The run's name for people. Default: OTEL_TRACKING_RUN_NAME, else the run id.
@@ -77,6 +81,10 @@ class Tracking(MediaCalls, Processes):
         meters: Patterns of meter names that are recorded; `!` excludes. Default: all but
             OpenTelemetry's own instrumentations.
         budget: CPU seconds a second that all delivery threads may take. Default: OTEL_TRACKING_BUDGET.
+        logs: Log records from that level on become texts: `"debug"` to `"critical"`; `"off"` for none.
+            Default: OTEL_TRACKING_LOGS, else `"off"`.
+        log_names: Loggers, each with those below it, whose records do; `-name` leaves out. Default:
+            OTEL_TRACKING_LOG_NAMES, else all.
 
     Raises:
         UnknownTracker: A name is no tracker's.
@@ -96,11 +104,14 @@ class Tracking(MediaCalls, Processes):
         fsync: str | None = None,
         compress: str | None = None,
         keep: str | None = None,
+        system_metrics: float | str | None = None,
         run_id: str | None = None,
         run_name: str | None = None,
         meter_provider: MeterProvider | None = None,
         meters: Sequence[str] | None = None,
         budget: float | None = None,
+        logs: str | None = None,
+        log_names: Sequence[str] | None = None,
     ) -> None:
         self.rank: Rank = detect()
         directory = project_dir if project_dir is not None else settings.PROJECT_DIR.get() or None
@@ -110,6 +121,7 @@ class Tracking(MediaCalls, Processes):
         if self._compress == "zstd" and not zstd_blocks.available():
             raise ConfigurationError("compress='zstd' needs zstandard: pip install 'otel-tracking[zstd]'")
         self._keep = Keep.parse(keep if keep is not None else settings.KEEP.get())
+        self._system_metrics = interval(system_metrics)
         self._trackers, self.left_out = choose(
             log_with, has_directory=bool(directory or logging_dir), delivery=self._delivery
         )
@@ -123,6 +135,7 @@ class Tracking(MediaCalls, Processes):
         self._run_id = run_id
         self._run_name = run_name or settings.RUN_NAME.get()
         self._budget = settings.BUDGET.get() if budget is None else _fraction("budget", budget)
+        level = _choice("logs", (logs or settings.LOGS.get()).lower(), settings.LOG_LEVELS)
         self._session: RunSession | None = None
         self._begun = False
         self._attachments: dict[str, tuple[RunSession, Tracker]] = {}
@@ -135,6 +148,7 @@ class Tracking(MediaCalls, Processes):
         if meter_provider is not None and not self._process.provider.attach(meter_provider):
             raise ConfigurationError("another SDK meter provider is attached already; there can be one")
         self._process.record_pending(self._request(settings.project(), {}))
+        self._process.want_logs(level, settings.LOG_NAMES.get() if log_names is None else log_names)
 
     # The tutorial's words
 
@@ -390,6 +404,7 @@ class Tracking(MediaCalls, Processes):
             fsync=self._fsync,
             compress=self._compress,
             keep=self._keep,
+            system_metrics=self._system_metrics,
             ordinal=self._process.next_ordinal,
         )
 

@@ -824,7 +824,7 @@ if __name__ == "__main__":
 
 
 def test_who_gets_no_processor_is_not_stuck(run_script: Callable[..., Any]) -> None:
-    assert float(run_script(STARVED).stdout) < 1.5
+    assert float(run_script(STARVED).stdout) < 2.5  # of 3
 
 
 WAITING = """

@@ -22,7 +22,7 @@ LAYERS = [
     {"blank", "errors", "failures", "names", "pace", "reach", "redaction", "settings"},
     {"environment"},
     {"records"},
-    {"capabilities"},
+    {"capabilities", "span_records"},
     {"journal", "processes", "ranks", "tags", "tracker"},
     {"cursor", "dead_letters"},
     {
@@ -38,12 +38,12 @@ LAYERS = [
         "testing",
         "values",
     },
-    {"config", "doctor", "ledger", "retention", "rows", "sdk_run"},
+    {"config", "doctor", "giving", "ledger", "log_texts", "retention", "rows", "sdk_run"},
     {"followers", "media"},
     {"distributions", "general_tracker", "sdk_histograms"},
     {"choosing"},
     {"recorder", "request"},
-    {"instruments", "sdk_exporters", "session", "spans"},
+    {"instruments", "logs", "sdk_exporters", "sdk_logs", "session", "spans", "system"},
     {"downstream", "export", "runs", "summary"},
     {"provider", "runner"},
     {"process", "resuming", "sidecar_process"},
@@ -69,6 +69,7 @@ SDKS = {
     "wandb",
 }
 HEAVY = (SDKS - {"otel_tracking_exporters"}) | {"google.protobuf", "grpc", "matplotlib", "pandas", "requests"}
+HEAVY |= {"opentelemetry.instrumentation"}  # an extra
 
 
 def module_of(path: Path) -> str:

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-SHIPPED = ("otel_tracking", "exporters", "pyproject.toml", "README.md", "LICENSE")
+SHIPPED = ("otel_tracking", "exporters", "otel_tracking_hooks.py", "pyproject.toml", "README.md", "LICENSE")
 
 
 def pip(*args: str) -> None:
@@ -42,12 +42,13 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return target
 
 
-def test_the_wheel_installs_two_packages_and_nothing_else(wheel: Path) -> None:
+def test_the_wheel_installs_two_packages_a_module_and_nothing_else(wheel: Path) -> None:
     files = zipfile.ZipFile(wheel).namelist()
     top = {name.split("/")[0] for name in files}
     assert {name for name in top if not name.endswith(".dist-info")} == {
         "otel_tracking",
         "otel_tracking_exporters",
+        "otel_tracking_hooks.py",
     }
     assert {"otel_tracking/py.typed", "otel_tracking_exporters/py.typed"} <= set(files)
     assert any(name.endswith(".dist-info/licenses/LICENSE") for name in files)
@@ -60,6 +61,7 @@ def test_every_module_is_in_the_wheel(wheel: Path) -> None:
         for package, folder in folders.items()
         for path in folder.rglob("*.py")
     }
+    modules.add("otel_tracking_hooks.py")
     assert modules == {name for name in zipfile.ZipFile(wheel).namelist() if name.endswith(".py")}
 
 
@@ -98,9 +100,13 @@ print(json.dumps([found, otel_tracking.__file__, otel_tracking_exporters.__file_
     assert trackers
     assert sorted(found["opentelemetry_metrics_exporter"]) == trackers
     assert sorted(found["opentelemetry_traces_exporter"]) == trackers
+    assert sorted(found["opentelemetry_logs_exporter"]) == trackers
     assert sorted(found["otel_tracking_declarations"]) == trackers
     assert found["opentelemetry_meter_provider"] == ["otel_tracking"]
     assert found["opentelemetry_tracer_provider"] == ["otel_tracking"]
+    assert found["opentelemetry_distro"] == found["opentelemetry_pre_instrument"] == ["otel_tracking"]
+    assert "opentelemetry_configurator" not in found  # it would be called, or warned of, unasked
+    assert found["opentelemetry_logger_provider"] == ["otel_tracking"]
 
 
 def test_each_tracker_has_a_module_an_extra_and_tests() -> None:

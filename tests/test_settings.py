@@ -33,6 +33,8 @@ def test_empty_is_unset(monkeypatch: pytest.MonkeyPatch, text: str | None) -> No
         (settings.BUDGET, "0.25", 0.25),
         (settings.BUDGET, "1", 1.0),
         (settings.END_TIMEOUT, "2.5", 2.5),
+        (settings.SYSTEM_METRICS, "2.5", 2.5),
+        (settings.SYSTEM_METRICS, "off", 0.0),
         (settings.DELIVERY, "off", "off"),
         (settings.SDK_DISABLED, "True", True),
         (settings.SDK_DISABLED, "1", False),

@@ -1,4 +1,4 @@
-"""`otel-tracking export`: a run's points as CSV, Parquet or OTLP."""
+"""`otel-tracking export`: a run's points as CSV, Parquet or OTLP, and its spans for Perfetto."""
 
 from __future__ import annotations
 
@@ -23,18 +23,20 @@ class Format(enum.StrEnum):
     CSV = "csv"
     PARQUET = "parquet"
     OTLP_JSON = "otlp-json"
+    CHROME_TRACE = "chrome-trace"
 
 
 def export(
     run: Run,
     format_: Annotated[Format, typer.Option("--format", help="What to write.")],
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="The file; CSV and OTLP go to stdout without one.")
+        Path | None,
+        typer.Option("--output", "-o", help="The file; all but Parquet go to stdout without one."),
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace the file if there is one.")] = False,
     project_dir: ProjectDir = "outputs",
 ) -> None:
-    """Write every point of a run to a file: exact values, steps and times, in recorded order."""
+    """Write every point of a run to a file: exact values, steps and times, in recorded order; and spans."""
     chosen = selected(project_dir, run)
     try:
         _export(chosen, format_, output, force=force)
@@ -70,6 +72,10 @@ def _writer(format_: Format) -> Callable[[Path, str, IO[str]], None]:
         from otel_tracking.export.csv_file import write_csv
 
         return write_csv
+    if format_ is Format.CHROME_TRACE:
+        from otel_tracking.export.chrome_trace import write_chrome_trace
+
+        return write_chrome_trace
     from otel_tracking.export.otlp_json import write_otlp_json
 
     return write_otlp_json

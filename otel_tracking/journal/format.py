@@ -81,6 +81,8 @@ class RecordType(enum.IntEnum):
     """In the seal of a segment that was removed: what is known of it that later segments need."""
     MEDIA = 11
     """An image, a table, a file, ...; what it consists of lies in `media/`, named by its hash."""
+    SPAN = 12
+    """A finished span; the one type whose payload is no JSON alone."""
 
 
 TEXTS: Final = frozenset({RecordType.TEXT, RecordType.MEDIA})

@@ -11,7 +11,7 @@ from otel_tracking.journal.format import ID_MASK, KIND_MASK, POINT, RECORD, ROW,
 CAPACITY: Final = 32 * 2**20
 """Bytes, what Python needs for each record included: some 200,000 points."""
 _OVERHEAD: Final = 128
-_TOLD: Final = (RecordType.TEXT, RecordType.CONFIG, RecordType.MEDIA)
+_TOLD: Final = (RecordType.TEXT, RecordType.CONFIG, RecordType.MEDIA, RecordType.SPAN)
 _DEFINITIONS: Final = (RecordType.SERIES, RecordType.SHAPE, RecordType.START)
 
 
@@ -30,7 +30,7 @@ class Ring:
         """Make one.
 
         Args:
-            lose: Called with how many points, texts and configs had to go.
+            lose: Called with how many points, texts, configs and spans had to go.
             capacity: Bytes.
         """
         self.held = False
@@ -48,7 +48,7 @@ class Ring:
 
     @property
     def waiting(self) -> int:
-        """Points, texts and configs that wait."""
+        """Points, texts, configs and spans that wait."""
         return sum(map(measurements, self._records.copy()))
 
     def put(self, data: bytes) -> None:
@@ -99,7 +99,7 @@ class Ring:
 
 
 def measurements(records: bytes) -> int:
-    """How many points, texts and configs whole records hold."""
+    """How many points, texts, configs and spans whole records hold."""
     count = at = 0
     while at < len(records):
         word = int.from_bytes(records[at : at + 8], "little")

@@ -41,6 +41,7 @@ _VERSION: Final = 1
 _HEADER: Final = struct.Struct("<8sIIQQIII16xI")
 _BLOCK: Final = np.dtype([("crc", "<u4"), ("first", "<u4"), ("points", "<u4"), ("texts", "<u4")])
 _COPY: Final = np.dtype("<u4")
+_NOT_COPIED: Final = (RecordType.OPTIONS, RecordType.SPAN)
 _PAUSE: Final = 0.0002
 """Between blocks, for the training code's threads."""
 
@@ -205,7 +206,7 @@ def _build(source: Source, index: int, *, trusted: bool) -> Seal:
         for run in found.runs:
             if is_text(run):
                 texts[(at + run.start) // BLOCK_SLOTS] += 1
-            elif run.kind == RECORD and run.id != RecordType.OPTIONS:
+            elif run.kind == RECORD and run.id not in _NOT_COPIED:
                 places.append(at + run.start)
                 copies.append(data[run.start * SLOT : run.stop * SLOT])
         at += found.stop

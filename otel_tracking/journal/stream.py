@@ -23,7 +23,9 @@ from otel_tracking.journal.format import (
 )
 from otel_tracking.journal.reader import BLOCK_SLOTS, Block, JournalReader
 from otel_tracking.journal.scan import Run
+from otel_tracking.journal.spans import span_of
 from otel_tracking.records import Float64Array, Int64Array, Series
+from otel_tracking.span_records import RecordedSpan
 
 _Columns: TypeAlias = tuple[Int64Array, ...]
 """series index, step, time, position, word; each (n,)."""
@@ -74,9 +76,17 @@ class RecordStream:
     Attributes:
         series: Every series defined so far; `Points.index` points into it. Grows only. Two
             definitions of one series (two processes of one run) are one entry.
+        spans: Those of the last `read`, if they are wanted.
     """
 
-    def __init__(self, directory: Path | int, *, segment: int = 0) -> None:
+    def __init__(self, directory: Path | int, *, segment: int = 0, spans: bool = False) -> None:
+        """Open.
+
+        Args:
+            directory: As for `JournalReader`.
+            segment: Where to begin.
+            spans: Whether spans are wanted, each of which costs some time.
+        """
         self._reader: Final = JournalReader(directory)
         self._reader.go_to(segment)
         self.series: list[Series] = []
@@ -85,6 +95,8 @@ class RecordStream:
         self._shapes: dict[int, npt.NDArray[np.int64]] = {}
         self._accumulating: set[int] = set()
         self._sums: dict[int, float] = {}
+        self._wants_spans = spans
+        self.spans: list[RecordedSpan] = []
 
     def close(self) -> None:
         """Give up the journal's descriptors."""
@@ -109,6 +121,7 @@ class RecordStream:
             slots: How many to read at most, unless one record is larger. Columns take some ten times the
                 block's bytes, in every follower.
         """
+        self.spans = []
         block = self._reader.read(slots)
         return None if block is None else list(self._items(block))
 
@@ -119,6 +132,9 @@ class RecordStream:
         for run in block.runs:
             if run.kind in (POINT, ROW):
                 runs.append(run)
+            elif run.kind == RECORD and run.id == RecordType.SPAN:
+                if self._wants_spans:
+                    self.spans.append(_span_at(block, run))
             elif run.kind == RECORD:
                 self._resolve(block, runs, columns, values)  # by the definitions that stand before
                 runs = []
@@ -252,8 +268,15 @@ def _doubles(words: npt.NDArray[np.int64]) -> Float64Array:
     return words.reshape(-1).view(np.float64)
 
 
+def _span_at(block: Block, run: Run) -> RecordedSpan:
+    head = block.words[run.start]
+    begin = (run.start + 1) * SLOT
+    payload = block.data[begin : begin + run.payload]
+    return span_of(payload, int(head[1]), int(head[2]), block.first + run.start)
+
+
 def entry_at(block: Block, run: Run) -> Entry:
-    """The JSON record that a run of a block is."""
+    """The record of another type that a run of a block is."""
     head = block.words[run.start]
     begin = (run.start + 1) * SLOT
     content = json.loads(block.data[begin : begin + run.payload])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from opentelemetry.metrics import MeterProvider
 from opentelemetry.trace import TracerProvider
@@ -16,12 +16,21 @@ from otel_tracking.recorder import Recorder
 from otel_tracking.request import RunRequest
 from otel_tracking.retention import Keep
 
+if TYPE_CHECKING:
+    from opentelemetry._logs import LoggerProvider
+
 _LOG: Final = logging.getLogger(__name__)
 
 
-def install() -> None:
-    """Record what this process sends through OpenTelemetry's API; the run begins with the first record."""
-    _prepared().install()
+def install(*, meters: bool = True, tracers: bool = True, first: bool = False) -> None:
+    """Record what this process sends through OpenTelemetry's API; the run begins with the first record.
+
+    Args:
+        meters: Whether measurements are recorded.
+        tracers: Whether spans are.
+        first: Whether nothing has used the providers yet.
+    """
+    _prepared().install(meters=meters, tracers=tracers, first=first)
 
 
 def meter_provider() -> MeterProvider:
@@ -34,10 +43,16 @@ def tracer_provider() -> TracerProvider:
     return _prepared().offered_tracers()
 
 
+def logger_provider() -> LoggerProvider:
+    """What `OTEL_PYTHON_LOGGER_PROVIDER=otel_tracking` loads."""
+    return _prepared().offered_loggers()
+
+
 def _prepared() -> Process:
     this = process()
     if this.recorder.opener is None:
         this.recorder.opener = _begin
+        this.want_logs(settings.LOGS.get(), settings.LOG_NAMES.get())
     this.watch_exit()
     return this
 
@@ -64,6 +79,7 @@ def request_from_environment(this: Process) -> RunRequest:
         fsync=settings.FSYNC.get(),
         compress=_compression(),
         keep=Keep.parse(settings.KEEP.get()),
+        system_metrics=settings.SYSTEM_METRICS.get(),
         ordinal=this.next_ordinal,
     )
 

@@ -29,12 +29,14 @@ from hypothesis import strategies as st
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE, TEMPORARILY_UNAVAILABLE
+from mlflow.tracing.client import TracingClient
 from mlflow.utils.validation import _validate_metric
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import PeriodicExportingMetricReader
 
 from otel_tracking.errors import ConfigurationError, NotStarted, Retry
-from otel_tracking.records import Batch, Config, Kind, Rank, RunInfo, RunStatus, Series, Text
+from otel_tracking.records import Batch, Config, Kind, Rank, RunInfo, RunStatus, Series, Text, Written
+from otel_tracking.span_records import RecordedSpan, SpanEvent, SpanLink, Spans
 from otel_tracking_exporters import _mlflow_times
 from otel_tracking_exporters._mlflow_params import parameters, portions
 from otel_tracking_exporters._mlflow_store import connect
@@ -740,7 +742,7 @@ def test_nested_run(local: RunInfo) -> None:
         assert "mlflow.parentRunId" not in plain.native.data.tags
         assert nested.native.client.tracking_uri == uri
     finally:
-        mlflow.set_tracking_uri(None)  # type: ignore[arg-type]  # as MLflow does itself to go back
+        mlflow.set_tracking_uri(None)  # as MLflow does itself to go back  # type: ignore[arg-type]
     assert mlflow.get_tracking_uri() == before
 
 
@@ -963,3 +965,96 @@ def test_only_metrics_leave_names_to_quantiles() -> None:
     name = "weights/histogram/mean"
     assert MLflowTracker.names.escape(name) == "weights_x2f_histogram/mean"
     assert parameters({name: 1}) == ({name: "1"}, set())
+
+
+def finished_spans() -> list[RecordedSpan]:
+    """Of two traces: one of a step that failed within, one of a span alone. Children end first."""
+    about: dict[str, Any] = {
+        "trace_id": 2**127 + 1,
+        "start": NOW,
+        "end": NOW + 5_000_000,
+        "scope": "train",
+        "step": 3,
+    }
+    failed = SpanEvent("exception", NOW + 1, {"exception.type": "ValueError", "n": 2})
+    return [
+        RecordedSpan("forward", span_id=2, parent_id=1, **about),
+        RecordedSpan(
+            "backward",
+            span_id=3,
+            parent_id=1,
+            status="error",
+            description="ValueError: \ud800",
+            events=(failed,),
+            attributes={"lr": 0.5, "many": [1, 2], "nan": math.nan, "big": 2**70},
+            **about,
+        ),
+        RecordedSpan("step", span_id=1, parent_id=0, status="error", **about),
+        RecordedSpan(
+            "grüße", trace_id=7, span_id=4, parent_id=0, start=NOW, end=NOW + 1, links=(SpanLink(1, 2),)
+        ),
+    ]
+
+
+def test_spans_are_traces_of_the_run(run: RunInfo) -> None:
+    tracker = started(run)
+    spans = finished_spans()
+    assert tracker.takes_spans
+    for part in (spans[:2], spans[2:], spans):  # the last as after a kill
+        assert tracker.write_spans(Spans(part, 0)) == Written(len(part))
+    tracker.finish(RunStatus.FINISHED)
+    client = tracker.native.client
+    experiment = tracker.native.info.experiment_id
+    traces = {
+        found.info.trace_id: found
+        for found in client.search_traces(run_id=tracker.native.run_id, locations=[experiment])
+    }
+    assert set(traces) == {f"tr-{2**127 + 1:032x}", f"tr-{7:032x}"}
+    assert len(client.search_traces(locations=[experiment])) == 2
+    nested = traces[f"tr-{2**127 + 1:032x}"]
+    assert (nested.info.state.value, nested.info.request_time) == ("ERROR", NOW // 1_000_000)
+    assert traces[f"tr-{7:032x}"].info.state.value == "OK"
+    by_name = {span.name: span for span in nested.data.spans}
+    assert len(nested.data.spans) == 3
+    assert by_name["step"].parent_id is None
+    assert by_name["forward"].parent_id == by_name["backward"].parent_id == by_name["step"].span_id
+    backward = by_name["backward"]
+    assert (backward.start_time_ns, backward.end_time_ns) == (NOW, NOW + 5_000_000)
+    assert (backward.status.status_code.value, backward.status.description) == (
+        "ERROR",
+        "ValueError: \\ud800",
+    )
+    assert (backward.attributes["training.step"], backward.attributes["lr"]) == (3, 0.5)
+    assert (backward.attributes["many"], backward.attributes["nan"]) == ([1, 2], "nan")
+    assert backward.attributes["big"] == str(2**70)
+    (event,) = backward.events
+    assert (event.name, event.timestamp) == ("exception", NOW + 1)
+    assert dict(event.attributes) == {"exception.type": "ValueError", "n": 2}
+
+
+def test_a_folder_has_no_traces_and_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    tracker = started(run_info(tmp_path, "r1", options={"tracking_uri": (tmp_path / "runs").as_uri()}))
+    assert tracker.write_spans(Spans(finished_spans(), 0)) == Written(
+        0, rejected={"this MLflow store has no traces": [0, 1, 2, 3]}
+    )
+
+
+def test_spans_can_be_left_out(outputs: Path) -> None:
+    assert not started(run_info(outputs, "r1", options={"traces": False})).takes_spans
+
+
+def test_a_span_that_is_refused_takes_no_other_along(local: RunInfo, monkeypatch: pytest.MonkeyPatch) -> None:
+    tracker = started(local)
+    log_spans = TracingClient.log_spans
+
+    def refuse(client: TracingClient, location: str, spans: list[Any]) -> Any:
+        if any(span.name == "backward" for span in spans):
+            raise MlflowException("no", INVALID_PARAMETER_VALUE)
+        return log_spans(client, location, spans)
+
+    monkeypatch.setattr(TracingClient, "log_spans", refuse)
+    written = tracker.write_spans(Spans(finished_spans(), 0))
+    assert written == Written(3, {}, {"MLflow refuses it: INVALID_PARAMETER_VALUE": [1]})
+    (failed, _) = tracker.native.client.search_traces(locations=[tracker.native.info.experiment_id])
+    assert {span.name for span in failed.data.spans} <= {"step", "forward", "grüße"}

@@ -1,0 +1,1 @@
+"""Figures of the machine that a run trains on, sampled beside it."""
