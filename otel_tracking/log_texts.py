@@ -44,7 +44,7 @@ class LogFilter:
 
     Args:
         level: The lowest: `debug`, `info`, `warning`, `error` or `critical`.
-        names: Loggers, each with those below it; `-name` leaves out. The longest that matches decides.
+        names: Loggers, each with those below it; `!name` leaves out. The longest that matches decides.
             If none is wanted by name, all are that are not left out.
         never: Loggers that are left out whatever is named.
         instrumentations: Whether OpenTelemetry's instrumentations are wanted without being named.
@@ -61,7 +61,7 @@ class LogFilter:
         self.level, self.severity = _LEVELS[level]
         self._never = frozenset((*_NEVER, *never))
         self._rules = {} if instrumentations else {_UNLESS_NAMED: False}
-        self._rules |= {name.removeprefix("-").strip(): not name.startswith("-") for name in names}
+        self._rules |= {name.removeprefix("!").strip(): not name.startswith("!") for name in names}
         self._others = not any(self._rules.values())
         self._known: dict[str, bool] = {}
 

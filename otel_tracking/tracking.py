@@ -83,7 +83,7 @@ class Tracking(MediaCalls, Processes):
         budget: CPU seconds a second that all delivery threads may take. Default: OTEL_TRACKING_BUDGET.
         logs: Log records from that level on become texts: `"debug"` to `"critical"`; `"off"` for none.
             Default: OTEL_TRACKING_LOGS, else `"off"`.
-        log_names: Loggers, each with those below it, whose records do; `-name` leaves out. Default:
+        log_names: Loggers, each with those below it, whose records do; `!name` leaves out. Default:
             OTEL_TRACKING_LOG_NAMES, else all.
 
     Raises:

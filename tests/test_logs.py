@@ -178,9 +178,9 @@ def test_logging_takes_a_step_from_extra_or_from_around(capture: LogCapture) -> 
     [
         ((), ("train", "root", "", "trainer"), ("opentelemetry.instrumentation.openai",)),
         (("train",), ("train", "train.loop"), ("trainer", "root", "other")),
-        (("-train",), ("trainer", "other"), ("train", "train.loop")),
+        (("!train",), ("trainer", "other"), ("train", "train.loop")),
         (
-            ("train", "-train.noisy", "train.noisy.but"),
+            ("train", "!train.noisy", "train.noisy.but"),
             ("train.loop", "train.noisy.but.x"),
             ("train.noisy.x",),
         ),
@@ -436,7 +436,7 @@ BY_LOGGERS = {"OTEL_PYTHON_LOGGER_PROVIDER": "otel_tracking"}
     ids=["run", "meter provider", "logger provider"],
 )
 def test_without_a_change_to_the_program(run_script: RunScript, variables: dict[str, str], ask: str) -> None:
-    env = {**variables, "OTEL_TRACKING_LOGS": "WARNING", "OTEL_TRACKING_LOG_NAMES": "-noisy"}
+    env = {**variables, "OTEL_TRACKING_LOGS": "WARNING", "OTEL_TRACKING_LOG_NAMES": "!noisy"}
     done = run_script(ask + PLAIN, env=env)
     # As Python does it: without configuration to stderr, and then as configured.
     assert done.stderr == "seen on stderr too\nleft out\nconfigured!\n"

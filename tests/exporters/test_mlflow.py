@@ -742,7 +742,7 @@ def test_nested_run(local: RunInfo) -> None:
         assert "mlflow.parentRunId" not in plain.native.data.tags
         assert nested.native.client.tracking_uri == uri
     finally:
-        mlflow.set_tracking_uri(None)  # as MLflow does itself to go back  # type: ignore[arg-type]
+        mlflow.set_tracking_uri(None)  # type: ignore[arg-type]  # as MLflow does itself to go back
     assert mlflow.get_tracking_uri() == before
 
 
