@@ -114,7 +114,7 @@ LOGS: Final = Setting[str](
     "log records from that level on become texts: `debug` to `critical`; `off` for none",
 )
 LOG_NAMES: Final = Setting[tuple[str, ...]](
-    "OTEL_TRACKING_LOG_NAMES", (), _names, "loggers, each with those below, whose records do; `-` excludes"
+    "OTEL_TRACKING_LOG_NAMES", (), _names, "loggers, each with those below, whose records do; `!` excludes"
 )
 METERS: Final = Setting[tuple[str, ...]](
     "OTEL_TRACKING_METERS", (), _names, "patterns of meter names that are recorded; `!` excludes"
