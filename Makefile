@@ -24,7 +24,7 @@ demo: $(READY) ## train a digits classifier twice on two ranks, into three track
 
 # A file's tests stay on one worker, so that a server it starts is started once; tests/conftest.py has their order.
 test: $(READY) ## the whole suite
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder
 
 $(OLD)/.ready: $(READY)
 	$(BIN)/python -m pip install -qq --disable-pip-version-check --target $(OLD) \

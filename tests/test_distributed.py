@@ -11,10 +11,14 @@ import textwrap
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 import otel_tracking as ot
 from otel_tracking.reading import journals
 from tests import readback
 from tests.readback import bits
+
+pytestmark = pytest.mark.mlflow_database("outputs")
 
 RunScript = Callable[..., subprocess.CompletedProcess[str]]
 

@@ -15,6 +15,8 @@ import pytest
 from tests import readback
 from tests.readback import Points, as_float32, bits
 
+pytestmark = pytest.mark.mlflow_database("outputs")
+
 TRACKERS = "tensorboard,mlflow,wandb"
 LAUNCH = (str(Path(sys.executable).with_name("otel-tracking")), "run", "--log-with", TRACKERS)
 

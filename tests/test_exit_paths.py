@@ -19,6 +19,8 @@ from otel_tracking.sidecar import is_running
 from tests.plugin_site import Site
 from tests.test_process import FILE_TRACKER
 
+pytestmark = pytest.mark.mlflow_database("out")
+
 RunScript = Callable[..., subprocess.CompletedProcess[str]]
 COMMAND = str(Path(sys.executable).with_name("otel-tracking"))
 DEADLINE = 60
@@ -208,6 +210,7 @@ from otel_tracking.testing import RecordingTracker
 
 class Stuck(RecordingTracker):
     name = "stuck"
+    patience = 1.0
     def {method}(self, *args):
         {fault}
 """

@@ -17,6 +17,8 @@ from otel_tracking.runs import find_runs, receipt
 from tests import readback
 from tests.exporters.test_tensorboard_server import Server, wait_for
 
+pytestmark = pytest.mark.mlflow_database("out")
+
 COMMAND = str(Path(sys.executable).with_name("otel-tracking"))
 SERIES = ("loss", "acc")
 

@@ -46,6 +46,7 @@ def losses(tmp_path: Path) -> list[int]:
     return [p.step for p in readback.tensorboard(only_run(tmp_path))["loss"]]
 
 
+@pytest.mark.mlflow_database("outputs")
 @pytest.mark.parametrize(
     ("ending", "code", "status"),
     [

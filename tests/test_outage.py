@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import signal
 import socket
 import statistics
@@ -25,7 +26,7 @@ from otel_tracking.runs import find_runs, receipt
 from tests import readback
 
 COMMAND = str(Path(sys.executable).with_name("otel-tracking"))
-BEFORE = 6.0
+BEFORE = 4.0
 """Seconds of training before the server goes."""
 DEADLINE = 240
 
@@ -83,9 +84,10 @@ class MLflowServer:
 
 
 @pytest.fixture
-def server(tmp_path: Path) -> Iterator[MLflowServer]:
+def server(tmp_path: Path, mlflow_template: Path) -> Iterator[MLflowServer]:
     folder = tmp_path / "out"
     folder.mkdir()
+    shutil.copy(mlflow_template, folder / "mlflow.db")
     made = MLflowServer(folder)
     made.start()
     yield made
@@ -158,7 +160,7 @@ def test_a_server_that_is_gone_for_a_while(
     restarted: bool,
     record_property: Callable[[str, object], None],
 ) -> None:
-    outage = size(6, 60)
+    outage = size(4, 60)
     run = tmp_path / "out" / "p" / "run"
     delay = Delay(run)
     with contextlib.ExitStack() as stack:

@@ -143,6 +143,8 @@ from otel_tracking.testing import RecordingTracker
 from filetracker import FileTracker
 
 stuck = RecordingTracker(faults={{"{method}": {fault}}})
+stuck.patience = 1.0
+ot.Tracker.patience = 1.0  # of one that has not started
 tracking = ot.Tracking(log_with=[FileTracker, stuck], project_dir="out")
 tracking.init_trackers("p")
 for step in range(100):
@@ -150,7 +152,7 @@ for step in range(100):
 """
     begun = time.monotonic()
     run_script(script)
-    # Alone on a machine it takes 5 seconds; without an end to patience it would be 120.
+    # Alone on a machine it takes 2 seconds; without an end to patience it would be 120.
     assert time.monotonic() - begun < 60
     assert stored_steps(tmp_path) == list(range(100))
     assert [line["status"] for line in stored(tmp_path, "finish")] == ["finished"]

@@ -19,6 +19,8 @@ from otel_tracking.testing import RecordingTracker
 from otel_tracking_exporters._wandb_file import read_wandb
 from tests import readback
 
+pytestmark = pytest.mark.mlflow_database("out")
+
 RunScript = Callable[..., subprocess.CompletedProcess[str]]
 
 TRAIN = """

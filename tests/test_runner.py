@@ -28,6 +28,8 @@ from otel_tracking_exporters._wandb_file import read_wandb
 from tests import readback
 from tests.plugin_site import Site
 
+pytestmark = pytest.mark.mlflow_database("out")
+
 RunScript = Callable[..., subprocess.CompletedProcess[str]]
 
 TRAIN = """

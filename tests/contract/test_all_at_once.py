@@ -13,8 +13,6 @@ from typing import Any
 
 OFFLINE_SWITCHES = {"WANDB_MODE", "COMET_START_ONLINE", "CLEARML_OFFLINE_MODE", "SWANLAB_MODE"}
 
-Run = Callable[..., "subprocess.CompletedProcess[str]"]
-
 PROGRAM = """
 import json, logging, signal, sys, threading, time, traceback
 import otel_tracking as ot
@@ -68,22 +66,6 @@ print(json.dumps({
 """
 
 
-def test_none_disturbs_another(run_script: Run, tmp_path: Path, size: Callable[[int, int], int]) -> None:
-    done = run_script(PROGRAM)
-    said = json.loads(done.stdout.splitlines()[-1])
-    assert len(said["delivered"]) == 9
-    assert set(said["delivered"].values()) == {100}
-    assert all(said["same"])
-    assert said["handlers"]
-    assert said["alive"] == []
-    assert said["called"] < 5  # `init_trackers` returns before trackers have started
-    # `make soak` runs it alone.
-    assert said["made"] + said["started"] < size(60, 15)
-    assert said["ended"] < size(60, 20)
-    (archive,) = (tmp_path / "runs" / "together").rglob("*.zip")
-    assert b'"own"' not in _messages(archive)
-
-
 def _messages(archive: Path) -> bytes:
     import zipfile
 
@@ -114,21 +96,34 @@ def run_with_packets_dropped(program: str, directory: Path, environ: dict[str, s
     return said
 
 
-def test_nothing_hangs_when_packets_are_dropped(tmp_path: Path, size: Callable[[int, int], int]) -> None:
+def test_none_disturbs_another_or_hangs_when_packets_are_dropped(
+    tmp_path: Path, size: Callable[[int, int], int]
+) -> None:
     """No call of the program waits for a tracker's server, and nor does its exit."""
     said = run_with_packets_dropped(PROGRAM, tmp_path, os.environ | {"WANDB_ERROR_REPORTING": "true"})
     exited = time.time() - said["at"]
+    assert len(said["delivered"]) == 9
     assert set(said["delivered"].values()) == {100}
-    assert said["called"] < 5
-    assert max(*said["waited"].values(), said["ended"], exited) < size(60, 15), said
+    assert all(said["same"])
+    assert said["handlers"]
+    assert said["alive"] == []
+    assert said["called"] < 5  # `init_trackers` returns before trackers have started
+    # `make soak` runs it alone.
+    assert said["made"] + said["started"] < size(60, 15), said
+    assert max(*said["waited"].values(), exited) < size(60, 15), said
+    assert said["ended"] < size(60, 20), said
+    (archive,) = (tmp_path / "runs" / "together").rglob("*.zip")
+    assert b'"own"' not in _messages(archive)
 
 
 ONLINE = """
-import json, time
+import json, os, time
+import otel_tracking.tracking
 import otel_tracking as ot
 from otel_tracking.errors import NotStarted
 
 ONLINE = ["clearml", "comet_ml", "swanlab", "wandb"]
+otel_tracking.tracking._FAILING_TIMEOUT = float(os.environ["PATIENCE"])
 tracking = ot.Tracking(log_with=[*ONLINE, "tensorboard"], project_dir="runs")
 took = {}
 
@@ -167,6 +162,7 @@ def test_nothing_hangs_online_when_packets_are_dropped(
         "CLEARML_WEB_HOST": f"{server}:8080",
         "CLEARML_FILES_HOST": f"{server}:8081",
         "SWANLAB_API_KEY": 21 * "a",
+        "PATIENCE": str(size(3, 10)),
     }
     said = run_with_packets_dropped(ONLINE, tmp_path, environ)
     exited = time.time() - said["ended"]

@@ -99,27 +99,19 @@ def batch(
     )
 
 
-@pytest.fixture(scope="session")
-def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An empty database with its tables; making them takes a second."""
-    path = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
-    MlflowClient(tracking_uri=f"sqlite:///{path}")
-    return path
-
-
 @pytest.fixture
-def outputs(template: Path, tmp_path: Path) -> Path:
+def outputs(mlflow_template: Path, tmp_path: Path) -> Path:
     """A logging directory that has its database already."""
     folder = tmp_path / "outputs"
     folder.mkdir()
-    shutil.copy(template, folder / "mlflow.db")
+    shutil.copy(mlflow_template, folder / "mlflow.db")
     return folder
 
 
 @pytest.fixture(scope="module")
-def server(template: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def server(mlflow_template: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     folder = tmp_path_factory.mktemp("server")
-    shutil.copy(template, folder / "ml.db")
+    shutil.copy(mlflow_template, folder / "ml.db")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -722,10 +714,10 @@ def test_attach_to_no_run(local: RunInfo) -> None:
         started(replace(local, options={"run_id": gone.run_id}))
 
 
-def test_another_store_gets_the_run_whole(local: RunInfo, template: Path, tmp_path: Path) -> None:
+def test_another_store_gets_the_run_whole(local: RunInfo, mlflow_template: Path, tmp_path: Path) -> None:
     first = started(local)
     first.write(batch(["a"] * 5, [1.0] * 5))
-    shutil.copy(template, tmp_path / "other.db")
+    shutil.copy(mlflow_template, tmp_path / "other.db")
     moved = replace(again(local, first), options={"tracking_uri": f"sqlite:///{tmp_path}/other.db"})
     assert MLflowTracker().start(moved) == 0
 
@@ -824,9 +816,9 @@ print(tracker.native.info.experiment_id)
 # Where it is
 
 
-def test_mlruns_is_what_a_plain_mlflow_ui_opens(template: Path, tmp_path: Path) -> None:
+def test_mlruns_is_what_a_plain_mlflow_ui_opens(mlflow_template: Path, tmp_path: Path) -> None:
     """`init_kwargs={"mlflow": {"logging_dir": "./mlruns"}}`, as the tutorial has it."""
-    shutil.copy(template, tmp_path / "mlflow.db")
+    shutil.copy(mlflow_template, tmp_path / "mlflow.db")
     tracker = started(run_info(tmp_path / "outputs", "r1", options={"logging_dir": "./mlruns"}))
     tracker.write(batch(["loss"], [0.5]))
     tracker.write_text(Text("a", "b", 1, NOW, 2))
@@ -838,11 +830,11 @@ def test_mlruns_is_what_a_plain_mlflow_ui_opens(template: Path, tmp_path: Path) 
 
 
 def test_another_folder_holds_everything(
-    template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    mlflow_template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = tmp_path / "logs"
     folder.mkdir()
-    shutil.copy(template, folder / "mlflow.db")
+    shutil.copy(mlflow_template, folder / "mlflow.db")
     tracker = started(run_info(tmp_path / "outputs", "r1", options={"logging_dir": folder}))
     tracker.write_text(Text("a", "b", 1, NOW, 2))
     assert list((folder / "mlartifacts").rglob("*.txt"))

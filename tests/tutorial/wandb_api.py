@@ -210,6 +210,8 @@ class _Handler(BaseHTTPRequestHandler):
             else:
                 self.server.stream(self.path, body)
                 self._answer(200, {})
+        except ConnectionError:  # who asked has ended meanwhile
+            self.close_connection = True
         except Exception as error:  # noqa: BLE001 - whatever went wrong is for the test to see
             self.server.failures.append(f"{self.path}: {error!r}")
             self._answer(400, {"errors": [{"message": repr(error)}]})
