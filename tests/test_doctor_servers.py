@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import socket
-import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -313,7 +312,6 @@ def test_the_limits_keep_the_command_short() -> None:
     assert servers.PATIENCE < 5
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="a full queue drops packets as Linux has it")
 def test_packets_that_are_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(servers, "TIMEOUT", 0.05)
     monkeypatch.setattr(servers, "PATIENCE", 60.0)  # it is the connection that gives up

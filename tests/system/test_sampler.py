@@ -162,7 +162,6 @@ def test_a_thread_that_can_t_start_is_a_warning(
     assert "no system metrics are recorded" in caplog.text
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
 def test_a_fork_waits_for_a_sample_and_only_once_for_one_that_hangs(
     recorder: Recorder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
