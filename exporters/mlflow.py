@@ -235,7 +235,7 @@ class MLflowTracker(Tracker):
             refused = self._attempt(
                 lambda run: send_spans(run.client, self._uri, self._experiment_id, run.run_id, spans)
             )
-        except NotImplementedError:
+        except NotImplementedError:  # MLflow's own word for it
             return {"this MLflow store has no traces": list(range(len(spans)))}
         if not refused or len(spans) == 1:
             return {refused: [0]} if refused else {}

@@ -69,9 +69,14 @@ class TrackingSpanProcessor(SpanProcessor):
         """Record the span, its duration, and the error if it ended in one."""
         recorder = self._recorder
         try:
-            registry = recorder.registry or recorder.opened()
             start, end, context = span.start_time, span.end_time, span.context
-            if registry is None or end is None or start is None or context is None:
+            if end is None or start is None or context is None:
+                return
+            itself = leave_span(
+                context
+            )  # also where nothing is recorded, as `on_start` remembers it there too
+            registry = recorder.registry or recorder.opened()
+            if registry is None:
                 return
             scope, status, parent = span.instrumentation_scope, span.status, span.parent
             known = self._known.get(span.name)
@@ -82,7 +87,6 @@ class TrackingSpanProcessor(SpanProcessor):
             own = attributes.get(STEP_ATTRIBUTE)
             if own is not None and not (type(own) is int and STEP_MIN <= own <= STEP_MAX):
                 own = as_step(own)
-            itself = leave_span(context)
             step = own
             if step is None:
                 # As for a measurement at its end. Which span is the current one here says nothing: this one

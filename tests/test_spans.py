@@ -385,3 +385,15 @@ def test_a_program_with_its_own_provider(run_script: RunScript, order: str, how:
         assert data.of(name).steps.tolist() == list(range(100)), name
     assert len(data.of("time/decorated")) == 1
     assert len(data) == 301
+
+
+def test_where_nothing_is_recorded_no_span_is_kept(recorder: Recorder, tracer: Tracer) -> None:
+    """As on the ranks that nobody wants, for as long as they train."""
+    recorder.mute("rank 1 is not recorded", quiet=True)
+    held = []
+    for _ in range(3):
+        with tracer.start_as_current_span("epoch") as epoch, tracer.start_as_current_span("batch") as batch:
+            held += [weakref.ref(epoch), weakref.ref(batch)]
+    del epoch, batch
+    gc.collect()
+    assert [reference() for reference in held] == [None] * 6
