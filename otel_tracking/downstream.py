@@ -2,7 +2,7 @@
 
 Points go on without the step, so that every instrument and attribute set stays one time series.
 Of a gauge the last value of a stretch is set, increments of a counter are added up first,
-histograms get every value. An observable instrument that observes nothing is registered first in
+histograms get every value. What was recorded in a sampled span goes on with it, for exemplars. An observable instrument that observes nothing is registered first in
 the SDK: its callback runs at each collect, before the SDK looks at the other instruments, and
 forwards what is pending; between collects a thread does, so that no collect has much to do.
 """
@@ -17,7 +17,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final, TypeAlias
 
 import numpy as np
+import numpy.typing as npt
+from opentelemetry import trace
+from opentelemetry.context import Context
 from opentelemetry.metrics import CallbackOptions, CallbackT, Meter, MeterProvider, Observation
+from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags
 from opentelemetry.util.types import Attributes
 
 from otel_tracking.errors import JournalError
@@ -25,7 +29,8 @@ from otel_tracking.instruments import TrackingInstrument, TrackingObservable
 from otel_tracking.journal.stream import Points, RecordStream
 from otel_tracking.journal.writer import JournalWriter
 from otel_tracking.recorder import Recorder
-from otel_tracking.records import Kind, Series
+from otel_tracking.records import Float64Array, Kind, Series
+from otel_tracking.span_records import EnclosingSpan
 from otel_tracking.values import Number, to_number
 
 _LOG: Final = logging.getLogger(__name__)
@@ -114,7 +119,7 @@ class Downstream:
         number = to_number(amount)
         if counterpart is not None and isinstance(number, Number):
             value = int(number.value) if number.integer else number.value
-            _give(counterpart, instrument.kind, value, attributes)
+            _give(counterpart, instrument.kind, value, attributes, None)
 
     def forward(self) -> None:
         """Give the SDK everything recorded until now."""
@@ -133,7 +138,7 @@ class Downstream:
         journal = self._recorder.journal
         if journal is self._journal or journal is None or journal.closed:
             return
-        stream = RecordStream(journal.descriptor)
+        stream = RecordStream(journal.descriptor, enclosing=True)
         if self._stream is not None:
             self._stream.close()
         self._repeated = self._read if self._recorder.continued is self._journal else 0
@@ -153,21 +158,23 @@ class Downstream:
 
     def _give_points(self, table: Sequence[Series], points: Points, *, first: int) -> None:
         integers = points.integers()
+        contexts = [*map(_context_of, points.enclosing), Context()]  # the last one, -1, is none
         for index in np.unique(points.index[first:]).tolist():
             series = table[index]
             if series.kind.name.startswith("OBSERVABLE"):
                 continue  # the SDK asks those itself
             mine = first + np.flatnonzero(points.index[first:] == index)
-            values = points.increments[mine]
-            values = values[np.isfinite(values)]  # the SDK takes no others, and warns of each
-            if series.kind is Kind.GAUGE:
-                values = values[-1:]
-            elif series.kind.accumulates:
-                values = values.sum(keepdims=True)
-            instrument = self._counterpart(series)
             whole = bool(integers[mine].all())
-            for value in values.tolist():
-                _give(instrument, series.kind, int(value) if whole else value, series.attributes)
+            mine = mine[np.isfinite(points.increments[mine])]  # the SDK takes no others, and warns of each
+            values, inside = points.increments[mine], points.inside[mine]
+            if series.kind is Kind.GAUGE:
+                values, inside = values[-1:], inside[-1:]
+            elif series.kind.accumulates:
+                values, inside = _summed(values, inside)
+            instrument = self._counterpart(series)
+            for value, span in zip(values.tolist(), inside.tolist(), strict=True):
+                amount = int(value) if whole else value
+                _give(instrument, series.kind, amount, series.attributes, contexts[span])
 
     def _counterpart(self, series: Series) -> Any:
         key = (series.meter, series.name, series.kind, series.unit)
@@ -216,16 +223,38 @@ class Downstream:
                 return
 
 
-def _give(instrument: Any, kind: Kind, amount: float, attributes: Attributes) -> None:
+def _summed(
+    increments: Float64Array, inside: npt.NDArray[np.int32]
+) -> tuple[Float64Array, npt.NDArray[np.int32]]:
+    """Increments added up, but for the last one that was recorded in a span: it is there as an exemplar."""
+    spans = np.flatnonzero(inside >= 0)
+    if not len(spans):
+        return increments.sum(keepdims=True), np.full(1, -1, np.int32)
+    last = spans[-1]
+    rest = np.delete(increments, last)
+    values = np.append(rest.sum(keepdims=True)[: len(rest)], increments[last])
+    return values, np.append(np.full(len(values) - 1, -1, np.int32), inside[last])
+
+
+def _context_of(span: EnclosingSpan) -> Context:
+    context = SpanContext(
+        span.trace_id, span.span_id, is_remote=False, trace_flags=TraceFlags(int(span.sampled))
+    )
+    return trace.set_span_in_context(NonRecordingSpan(context), Context())
+
+
+def _give(
+    instrument: Any, kind: Kind, amount: float, attributes: Attributes, context: Context | None
+) -> None:
     # The SDK takes no others, and warns of each.
     if not math.isfinite(amount) or (kind is Kind.HISTOGRAM and amount < 0):
         return
     if kind is Kind.GAUGE:
-        instrument.set(amount, attributes)
+        instrument.set(amount, attributes, context)
     elif kind.accumulates:
-        instrument.add(amount, attributes)
+        instrument.add(amount, attributes, context)
     else:
-        instrument.record(amount, attributes)
+        instrument.record(amount, attributes, context)
 
 
 def _legal(name: str) -> str:

@@ -28,7 +28,8 @@ from opentelemetry.metrics import _Gauge as Gauge  # the API exports it under th
 from opentelemetry.util.types import Attributes
 
 from otel_tracking.errors import raised_here
-from otel_tracking.journal.format import pack_point
+from otel_tracking.journal.format import SPAN_SHIFT, pack_point
+from otel_tracking.open_spans import open_spans
 from otel_tracking.recorder import Recorder
 from otel_tracking.records import AttributeValue, Kind
 from otel_tracking.registry import SeriesHandle, SeriesRegistry
@@ -90,6 +91,8 @@ class TrackingInstrument:
                         word = series.integer_word
                     else:
                         return self._record_any(amount, attributes, context)
+                    if open_spans:
+                        word |= self._recorder.span_number(series.journal, context) << SPAN_SHIFT
                     try:
                         data = pack_point(word, step, _time_ns(), amount)
                     except struct.error as error:  # a step beyond 64 bits
@@ -127,7 +130,8 @@ class TrackingInstrument:
                 return
             step, rest = split_step(attributes)
             series = self._series(registry, attributes, rest)
-            recorder.point(series, amount, step=ambient(context) if step is None else step)
+            step = ambient(context) if step is None else step
+            recorder.point(series, amount, step=step, context=context)
         except Exception as error:  # noqa: BLE001 - whose error it is decides `failed`
             recorder.failed(error)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -18,7 +18,7 @@ from otel_tracking.journal.reader import BLOCK_SLOTS, JournalReader
 from otel_tracking.journal.scan import Run
 from otel_tracking.journal.stream import Points, RecordStream, entry_at
 from otel_tracking.records import AttributeValue, Float64Array, Int64Array, RunStatus, Series
-from otel_tracking.span_records import RecordedSpan
+from otel_tracking.span_records import EnclosingSpan, RecordedSpan
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -46,6 +46,10 @@ class RunData:
     """Points that were recorded and can't be read any more; `otel-tracking verify` says where."""
     removed: int = 0
     """Points that were removed to save space."""
+    enclosing: list[EnclosingSpan] = field(default_factory=list)
+    """The spans in which points were recorded; `inside` points into it."""
+    inside: npt.NDArray[np.int32] = field(default_factory=lambda: np.empty(0, np.int32))
+    """(n,) in which span each point was recorded; -1 if in none."""
 
     def __len__(self) -> int:
         return len(self.index)
@@ -55,7 +59,11 @@ class RunData:
         return self.columns()[column]
 
     def columns(self) -> dict[str, npt.NDArray[Any]]:
-        """`name, tag, attributes, step, time_ns, value, rank`, each (n,)."""
+        """`name, tag, attributes, step, time_ns, value, rank, trace_id, span_id`, each (n,).
+
+        The last two are those of the span in which the point was recorded, in hex; empty texts if in none.
+        """
+        ids = [*(span.ids for span in self.enclosing), ("", "")]  # the last one, -1, is none
         return {
             "name": _objects([s.name for s in self.series])[self.index],
             "tag": _objects([s.tag for s in self.series])[self.index],
@@ -64,6 +72,8 @@ class RunData:
             "time_ns": self.times,
             "value": self.values,
             "rank": self.ranks,
+            "trace_id": _objects([trace for trace, _ in ids])[self.inside],
+            "span_id": _objects([span for _, span in ids])[self.inside],
         }
 
     def of(self, name: str, attributes: Mapping[str, AttributeValue] | None = None) -> RunData:
@@ -81,6 +91,8 @@ class RunData:
             self.times[mask],
             self.values[mask],
             self.ranks[mask],
+            enclosing=self.enclosing,
+            inside=self.inside[mask],
         )
 
     def to_pandas(self) -> pd.DataFrame:
@@ -101,14 +113,18 @@ def read_run(path: str | os.PathLike[str]) -> RunData:
         UnsupportedJournal: A journal is of another version.
     """
     table: list[Series] = []
+    enclosing: dict[EnclosingSpan, int] = {}
+    insides: list[npt.NDArray[np.int32]] = []
     parts: list[tuple[npt.NDArray[np.int32], Points, int]] = []
     damaged = removed = 0
     for rank, directory in journals(Path(path)):
         offset = len(table)
-        for item, series in read_items(directory):
+        for item, series in read_items(directory, enclosing=True):
             table += series[len(table) - offset :]
             if isinstance(item, Points):
                 parts.append((item.index + np.int32(offset), item, rank))
+                places = [enclosing.setdefault(span, len(enclosing)) for span in item.enclosing]
+                insides.append(np.array([*places, -1], dtype=np.int32)[item.inside])
             elif item.type == RecordType.GONE:
                 damaged += 0 if item.content["removed"] else item.content["points"]
                 removed += item.content["points"] if item.content["removed"] else 0
@@ -121,6 +137,8 @@ def read_run(path: str | os.PathLike[str]) -> RunData:
         _joined([np.full(len(points), rank, np.int64) for _, points, rank in parts], np.int64),
         damaged,
         removed,
+        list(enclosing),
+        _joined(insides, np.int32),
     )
 
 
@@ -155,18 +173,21 @@ def spans_of(journal: Path) -> Iterator[RecordedSpan]:
         stream.close()
 
 
-def read_items(journal: Path, slots: int = BLOCK_SLOTS) -> Iterator[tuple[Points | Entry, Sequence[Series]]]:
+def read_items(
+    journal: Path, slots: int = BLOCK_SLOTS, *, enclosing: bool = False
+) -> Iterator[tuple[Points | Entry, Sequence[Series]]]:
     """What a journal holds now, in recorded order, each with the series known by then.
 
     Args:
         journal: Its directory.
         slots: How many to read at a time.
+        enclosing: As for `RecordStream`.
 
     Raises:
         UnsupportedJournal: It is of another version.
     """
     end = _end_of_segments(journal)
-    stream = RecordStream(journal)
+    stream = RecordStream(journal, enclosing=enclosing)
     try:
         while stream.position < end and (items := stream.read(slots)) is not None:
             for item in items:

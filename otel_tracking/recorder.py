@@ -20,14 +20,17 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Protocol
 
+from opentelemetry.context import Context
+
 from otel_tracking import retention
 from otel_tracking.errors import JournalError, JournalFull
 from otel_tracking.journal.continuing import continued, next_steps
 from otel_tracking.journal.entries import entry_bytes
-from otel_tracking.journal.format import RecordType, pack_point
+from otel_tracking.journal.format import SPAN_SHIFT, RecordType, pack_point
 from otel_tracking.journal.media import take_over
 from otel_tracking.journal.waiting import Apart
 from otel_tracking.journal.writer import JournalWriter, Outcome
+from otel_tracking.open_spans import number_in, open_spans
 from otel_tracking.records import RunStatus
 from otel_tracking.registry import SeriesHandle, SeriesRegistry
 from otel_tracking.retention import Keep
@@ -38,6 +41,7 @@ from otel_tracking.values import Number, to_number
 _LOG: Final = logging.getLogger(__name__)
 _time_ns: Final = time.time_ns
 _OUR_CODE: Final = ("otel_tracking", "opentelemetry", "numpy", "json", "struct", "weakref", "threading")
+_NO_SPAN: Final = Context()
 _IN_BETWEEN: Final = "recorded by a signal handler while a run began or ended"
 
 
@@ -296,6 +300,7 @@ class Recorder:
         *,
         step: int | None = None,
         time_ns: int | None = None,
+        context: Context | None = _NO_SPAN,
     ) -> None:
         """Record one value of a series.
 
@@ -304,6 +309,7 @@ class Recorder:
             value: Anything that is a number; what is none is refused with a warning.
             step: None means a count of the series.
             time_ns: Nanoseconds since the epoch; None is now.
+            context: With the span in which it is recorded; None is the current one.
         """
         integer = False
         if isinstance(value, float):
@@ -317,6 +323,7 @@ class Recorder:
 
         def point(series: SeriesHandle) -> bytes:
             first = series.integer_word if integer else series.word
+            first |= self.span_number(series.journal, context) << SPAN_SHIFT
             if step is not None:
                 return pack_point(first, step, now, number)
             flag, count = series.automatic()
@@ -324,6 +331,16 @@ class Recorder:
 
         if series.journal.append(point(series)) is Outcome.CLOSED:
             self.append(lambda registry: point(registry.again(series.series)), 1)
+
+    def span_number(self, journal: JournalWriter, context: Context | None = None) -> int:
+        """As `number_in`; 0 if that fails."""
+        if not open_spans:
+            return 0
+        try:
+            return number_in(journal, context)
+        except Exception as error:  # noqa: BLE001 - whose error it is decides `failed`
+            self.failed(error)
+            return 0
 
     def beside(
         self, record: bytes, series: SeriesHandle, value: float, step: int | None, time_ns: int

@@ -15,7 +15,9 @@ from typing import Any, Final, Protocol, TypeAlias
 
 from otel_tracking.errors import raised_here
 from otel_tracking.journal.entries import entry_bytes
-from otel_tracking.journal.format import RecordType, crc32c, pack_head, pack_point
+from otel_tracking.journal.format import SPAN_SHIFT, RecordType, crc32c, pack_head, pack_point
+from otel_tracking.journal.writer import JournalWriter
+from otel_tracking.open_spans import open_spans
 from otel_tracking.records import Kind
 from otel_tracking.redaction import redact
 from otel_tracking.registry import RowShape, SeriesHandle, SeriesRegistry
@@ -38,6 +40,9 @@ class Host(Protocol):
 
     def append(self, records: Callable[[SeriesRegistry], bytes], measurements: int) -> None:
         """Append what is made for the open journal."""
+
+    def span_number(self, journal: JournalWriter) -> int:
+        """The number of the current span, for points of that journal."""
 
     def refuse(self, what: str, reason: str, *, measurements: int = 1) -> None:
         """Count measurements that can't be recorded."""
@@ -101,14 +106,19 @@ class Rows:
         shape, series = row
         try:
             if shape is not None:
-                payload = shape.pack(*numbers)
-                data = pack_head(shape.word, step, _time_ns(), crc32c(payload)) + payload
                 journal = shape.journal
+                payload = shape.pack(*numbers)
+                last = crc32c(payload)
+                if open_spans:
+                    last |= self._recorder.span_number(journal) << 32
+                data = pack_head(shape.word, step, _time_ns(), last) + payload
             else:
                 assert series is not None
+                journal, word = series.journal, series.word
+                if open_spans:
+                    word |= self._recorder.span_number(journal) << SPAN_SHIFT
                 (number,) = numbers
-                data = pack_point(series.word, step, _time_ns(), number)
-                journal = series.journal
+                data = pack_point(word, step, _time_ns(), number)
         except struct.error as error:  # a step beyond 64 bits
             if not raised_here(error):
                 raise
@@ -163,17 +173,18 @@ class Rows:
     ) -> bytes:
         series = [registry.series(name=name, kind=Kind.GAUGE, group=group) for name, group, _ in columns]
         values = [value for _, _, value in columns]
+        span = self._recorder.span_number(registry.journal)
         if step is None:  # each series has a count of its own
             records = b""
             for handle, value in zip(series, values, strict=True):
                 flag, count = handle.automatic()
-                records += pack_point(handle.word | flag, count, now, value)
+                records += pack_point(handle.word | flag | span << SPAN_SHIFT, count, now, value)
         elif len(series) == 1:
-            records = pack_point(series[0].word, step, now, values[0])
+            records = pack_point(series[0].word | span << SPAN_SHIFT, step, now, values[0])
         else:
             shape = registry.shape(series)
             payload = shape.pack(*values)
-            records = pack_head(shape.word, step, now, crc32c(payload)) + payload
+            records = pack_head(shape.word, step, now, crc32c(payload) | span << 32) + payload
         self._remember(registry, keys, series)
         if not options:
             return records

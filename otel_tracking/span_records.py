@@ -30,6 +30,21 @@ class SpanLink:
 
 
 @dataclass(frozen=True, slots=True)
+class EnclosingSpan:
+    """The span in which a point was recorded."""
+
+    trace_id: int
+    span_id: int
+    sampled: bool = True
+    """Whether exporters get the span, too."""
+
+    @property
+    def ids(self) -> tuple[str, str]:
+        """The trace's id and its own in hex, as W3C's trace context and OTLP's JSON have them."""
+        return f"{self.trace_id:032x}", f"{self.span_id:016x}"
+
+
+@dataclass(frozen=True, slots=True)
 class RecordedSpan:
     """A finished span. Ids are those of OpenTelemetry: of 128 bits the trace's, of 64 the spans'."""
 

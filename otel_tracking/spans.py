@@ -9,35 +9,40 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from threading import get_ident
 from types import TracebackType
 from typing import Any, Final, NamedTuple
 
 from opentelemetry import trace
-from opentelemetry.context import Context
+from opentelemetry.context import Context, attach, detach
 from opentelemetry.sdk.trace import ReadableSpan, Span, SpanProcessor
+from opentelemetry.sdk.trace import Tracer as SdkTracer
 from opentelemetry.sdk.trace import TracerProvider as SdkTracerProvider
 from opentelemetry.sdk.trace.sampling import ALWAYS_ON
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
-from opentelemetry.trace import SpanKind, StatusCode, Tracer, TracerProvider
+from opentelemetry.trace import SpanKind, Status, StatusCode, Tracer, TracerProvider
 from opentelemetry.util.types import Attributes
 
 from otel_tracking.errors import raised_here
 from otel_tracking.journal.format import STEP_MAX, STEP_MIN, pack_point
 from otel_tracking.journal.spans import flags_of, rest_bytes, span_bytes
+from otel_tracking.open_spans import enter_span, leave_span
 from otel_tracking.recorder import Recorder
 from otel_tracking.records import Kind
 from otel_tracking.registry import SeriesHandle, SeriesRegistry
 from otel_tracking.span_records import STEP_ATTRIBUTE, SpanEvent, SpanLink
-from otel_tracking.steps import around_spans, as_step, enter_span, leave_span, span_step
+from otel_tracking.steps import around_spans, as_step, span_step
 
 NANOSECONDS: Final = 1e9
 _MOST: Final = 4096
 """Names of spans that are remembered: a program may put numbers into them."""
 
-_PLAIN: Final = flags_of("internal", "unset", step=True, step_is_attribute=True)
+_plain = functools.partial(flags_of, "internal", "unset")  # as most spans are
+_OWN_STEP: Final = _plain(step=True, step_is_attribute=True)
+_STEP: Final = _plain(step=True, step_is_attribute=False)
+_NO_STEP: Final = _plain(step=False, step_is_attribute=False)
 
 
 class _Known(NamedTuple):
@@ -57,11 +62,9 @@ class TrackingSpanProcessor(SpanProcessor):
         self._known: dict[str, _Known] = {}
 
     def on_start(self, span: Span, parent_context: Context | None = None) -> None:
-        """Remember the parent: it may have the step, or get it later."""
+        """Remember it, and its parent: that may have the step, or get it later."""
         try:
-            parent = span.parent
-            if parent is not None:
-                enter_span(span, parent, parent_context)
+            enter_span(span, span.parent, parent_context)
         except Exception as error:  # noqa: BLE001 - whose error it is decides `failed`
             self._recorder.failed(error)
 
@@ -72,9 +75,8 @@ class TrackingSpanProcessor(SpanProcessor):
             start, end, context = span.start_time, span.end_time, span.context
             if end is None or start is None or context is None:
                 return
-            itself = leave_span(
-                context
-            )  # also where nothing is recorded, as `on_start` remembers it there too
+            # Also where nothing is recorded, as `on_start` remembers it there too.
+            itself = leave_span(context)
             registry = recorder.registry or recorder.opened()
             if registry is None:
                 return
@@ -104,8 +106,8 @@ class TrackingSpanProcessor(SpanProcessor):
             ):
                 rest = _rest_of(span, attributes, own is not None)
             code = status.status_code
-            if own is not None and code is StatusCode.UNSET and span.kind is SpanKind.INTERNAL:
-                flags = _PLAIN
+            if code is StatusCode.UNSET and span.kind is SpanKind.INTERNAL:
+                flags = _OWN_STEP if own is not None else _NO_STEP if step is None else _STEP
             else:
                 kind, has_step = span.kind.name.lower(), step is not None
                 flags = flags_of(kind, code.name.lower(), step=has_step, step_is_attribute=own is not None)
@@ -217,7 +219,8 @@ class _Tracer(Tracer):
         self._provider: TracerProvider | None = None
         self._tracer: Tracer = trace.NoOpTracer()
 
-    def _current(self) -> Tracer:
+    def current(self) -> Tracer:
+        """The tracer of the provider that makes spans now."""
         provider = self._owner.provider
         if provider is not self._provider:
             self._tracer = provider.get_tracer(*self._arguments, **self._options)
@@ -225,44 +228,82 @@ class _Tracer(Tracer):
         return self._tracer
 
     def start_span(self, *args: Any, **kwargs: Any) -> trace.Span:
-        return self._current().start_span(*args, **kwargs)
+        return self.current().start_span(*args, **kwargs)
 
-    def start_as_current_span(self, *args: Any, **kwargs: Any) -> Any:
-        return _CurrentSpan(lambda: self._current().start_as_current_span(*args, **kwargs))
+    def start_as_current_span(
+        self,
+        name: str,
+        context: Context | None = None,
+        kind: SpanKind = SpanKind.INTERNAL,
+        attributes: Attributes = None,
+        links: Sequence[trace.Link] | None = (),
+        start_time: int | None = None,
+        record_exception: bool = True,
+        set_status_on_exception: bool = True,
+        end_on_exit: bool = True,
+    ) -> Any:
+        on_error = record_exception, set_status_on_exception
+        return _CurrentSpan(
+            self, (name, context, kind, attributes, links, start_time, *on_error, end_on_exit)
+        )
 
 
 class _CurrentSpan:
     """A span for a `with` block or, as a decorator, for each call of a function, async ones too.
 
     Which provider makes it is decided when it is entered: decorators run at import, before the
-    user's provider is set.
+    user's provider is set. It does what the SDK's own does; that runs two generators, which cost more than
+    everything that we do at a span.
     """
 
-    def __init__(self, begin: Callable[[], AbstractContextManager[trace.Span]]) -> None:
-        self._begin = begin
+    __slots__ = ("_arguments", "_scope", "_span", "_token", "_tracer")
+
+    def __init__(self, tracer: _Tracer, arguments: tuple[Any, ...]) -> None:
+        self._tracer = tracer
+        self._arguments = arguments
+        self._scope: AbstractContextManager[trace.Span] | None = None
 
     def __enter__(self) -> trace.Span:
-        self._scope = self._begin()
-        return self._scope.__enter__()
+        tracer = self._tracer.current()
+        if tracer.__class__ is not SdkTracer:  # its spans may need more than this
+            self._scope = tracer.start_as_current_span(*self._arguments)
+            return self._scope.__enter__()
+        span = self._span = tracer.start_span(*self._arguments[:-1])
+        self._token = attach(trace.set_span_in_context(span))
+        return span
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> bool | None:
-        return self._scope.__exit__(kind, error, traceback)
+        if self._scope is not None:
+            return self._scope.__exit__(kind, error, traceback)
+        span = self._span
+        *_, record_exception, set_status, end = self._arguments
+        try:
+            detach(self._token)
+            if isinstance(error, Exception) and span.is_recording():
+                if record_exception:
+                    span.record_exception(error)
+                if set_status:
+                    span.set_status(Status(StatusCode.ERROR, f"{type(error).__name__}: {error}"))
+        finally:
+            if end:
+                span.end()
+        return None
 
     def __call__(self, function: Callable[..., Any]) -> Callable[..., Any]:
         if inspect.iscoroutinefunction(function):
 
             @functools.wraps(function)
             async def within_span_later(*args: Any, **kwargs: Any) -> Any:
-                with self._begin():
+                with _CurrentSpan(self._tracer, self._arguments):
                     return await function(*args, **kwargs)
 
             return within_span_later
 
         @functools.wraps(function)
         def within_span(*args: Any, **kwargs: Any) -> Any:
-            with self._begin():
+            with _CurrentSpan(self._tracer, self._arguments):
                 return function(*args, **kwargs)
 
         return within_span

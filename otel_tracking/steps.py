@@ -19,6 +19,7 @@ from opentelemetry.trace import Span, SpanContext
 
 from otel_tracking.errors import raised_by_handler
 from otel_tracking.journal.format import STEP_MAX, STEP_MIN
+from otel_tracking.open_spans import SPAN_KEY, open_spans, parent_of
 from otel_tracking.span_records import STEP_ATTRIBUTE
 
 STEP_ALIASES: Final = ("step", "global_step")
@@ -26,11 +27,6 @@ STEP_ALIASES: Final = ("step", "global_step")
 _INTEGER: Final = re.compile(r"[+-]?[0-9]{1,19}")
 _SCOPE: Final = create_key("otel-tracking-step")
 _process_step: int | None = None
-_PARENT: Final = "_otel_tracking_parent"
-"""An attribute that spans get from us: a mapping with weak keys costs as much as all the rest."""
-_MOST: Final = 100_000
-_open: Final[dict[tuple[int, int], Span]] = {}
-"""Spans that have a parent or a child, by trace and id, until they end."""
 
 
 def as_step(value: object) -> int | None:
@@ -109,47 +105,15 @@ def _carried(context: Context) -> int | None:
 def around_spans() -> int | None:
     """As `ambient`, whatever span is the current one."""
     current = get_current()
-    if _process_step is None and (
-        not current or (len(current) == 1 and trace.get_current_span(current) is not trace.INVALID_SPAN)
-    ):
+    if _process_step is None and (not current or (len(current) == 1 and SPAN_KEY in current)):
         return None  # there is a span, and nothing else
     return ambient(trace.set_span_in_context(trace.INVALID_SPAN))
 
 
-def enter_span(span: Span, above: SpanContext, context: Context | None) -> None:
-    """Remember whose child a span is, so that it has its parent's step.
-
-    Args:
-        span: Which has just begun.
-        above: Its parent's.
-        context: In which it was begun; None is the current one.
-    """
-    parent = _open.get(_key(above))
-    if parent is None:
-        parent = trace.get_current_span(context)
-        if parent is trace.INVALID_SPAN:
-            return
-        _open[_key(above)] = parent
-    vars(span)[_PARENT] = parent
-    _open[_key(span.get_span_context())] = span
-    if len(_open) > _MOST:  # some never end
-        with contextlib.suppress(KeyError, StopIteration, RuntimeError):  # another thread does this too
-            del _open[next(iter(_open))]
-
-
-def leave_span(context: SpanContext) -> Span | None:
-    """A span has ended: the span itself, of which the SDK hands out a copy, if it has a parent or a child."""
-    return _open.pop(_key(context), None) if _open else None
-
-
 def open_span_step(context: SpanContext) -> int | None:
-    """The step of a span that has not ended, if it has a parent or a child."""
-    span = _open.get(_key(context))
+    """The step of a span that has not ended."""
+    span = open_spans.get(context.span_id)
     return None if span is None else span_step(span)
-
-
-def _key(context: SpanContext) -> tuple[int, int]:
-    return context.trace_id, context.span_id
 
 
 def span_step(span: Span) -> int | None:
@@ -160,5 +124,5 @@ def span_step(span: Span) -> int | None:
         number = as_step(attributes.get(STEP_ATTRIBUTE)) if attributes else None
         if number is not None:
             return number
-        at = getattr(at, _PARENT, None)
+        at = parent_of(at)
     return None

@@ -24,7 +24,7 @@ LAYERS = [
     {"records"},
     {"capabilities", "span_records"},
     {"journal", "processes", "ranks", "tags", "tracker"},
-    {"cursor", "dead_letters"},
+    {"cursor", "dead_letters", "open_spans"},
     {
         "discovery",
         "feed",

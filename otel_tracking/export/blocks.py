@@ -17,9 +17,22 @@ from otel_tracking.records import Series
 _LOG: Final = logging.getLogger(__name__)
 _BLOCK_SLOTS: Final = 2**18
 
-COLUMNS: Final = ("run_id", "rank", "name", "tag", "attributes", "kind", "unit", "step", "time_ns", "value")
+COLUMNS: Final = (
+    "run_id",
+    "rank",
+    "name",
+    "tag",
+    "attributes",
+    "kind",
+    "unit",
+    "step",
+    "time_ns",
+    "value",
+    "trace_id",
+    "span_id",
+)
 """Of a table. `attributes` is a JSON object; `time_ns` counts nanoseconds from the epoch; `value` is, of a
-counter, its running total."""
+counter, its running total; `trace_id` and `span_id` are of the span in which it was recorded, if any."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +60,7 @@ def blocks(run: Path) -> Iterator[Block]:
     for rank, journal in journals(run):
         resource: Mapping[str, Any] = {}
         gone = {False: 0, True: 0}
-        for item, series in read_items(journal, _BLOCK_SLOTS):
+        for item, series in read_items(journal, _BLOCK_SLOTS, enclosing=True):
             if isinstance(item, Points):
                 yield Block(rank, series, item, resource)
             elif item.type == RecordType.START:

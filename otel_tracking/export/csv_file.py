@@ -24,13 +24,15 @@ def write_csv(run: Path, run_id: str, file: IO[str]) -> None:
             (run_id, block.rank, s.name, s.tag, attributes_of(s), s.kind.value, s.unit) for s in block.series
         ]
         points = block.points
+        spans = [*(span.ids for span in points.enclosing), ("", "")]  # the last one, -1, is none
         writer.writerows(
-            (*about[index], step, time, value)
-            for index, step, time, value in zip(
+            (*about[index], step, time, value, *spans[inside])
+            for index, step, time, value, inside in zip(
                 points.index.tolist(),
                 points.steps.tolist(),
                 points.times.tolist(),
                 points.values.tolist(),
+                points.inside.tolist(),
                 strict=True,
             )
         )

@@ -2,7 +2,7 @@
 or an `ExportTraceServiceRequest`.
 
 A point has its step as the attribute `training.step`, and so has a span. Counters are cumulative sums,
-everything else a gauge.
+everything else a gauge. A point that was recorded in a span is its own exemplar, which has the span's ids.
 """
 
 from __future__ import annotations
@@ -149,6 +149,13 @@ def _metric(block: Block, index: int, series: Series, starts: dict[tuple[int, st
             block.points.steps[mine].tolist(), times, block.points.values[mine].tolist(), strict=True
         )
     ]
+    ids = [span.ids for span in block.points.enclosing]
+    increments = block.points.increments[mine].tolist()
+    inside = block.points.inside[mine].tolist()
+    for at in (at for at, span in enumerate(inside) if span >= 0):
+        trace_id, span_id = ids[inside[at]]
+        exemplar = {"timeUnixNano": str(times[at]), "asDouble": _double(increments[at])}
+        points[at]["exemplars"] = [{**exemplar, "traceId": trace_id, "spanId": span_id}]
     metric = without_surrogates({"name": series.name, "description": series.description, "unit": series.unit})
     if series.kind not in _SUMS:
         return {**metric, "gauge": {"dataPoints": points}}

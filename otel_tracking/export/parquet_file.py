@@ -52,6 +52,9 @@ def _batch(block: Block, run_id: str) -> pa.RecordBatch:
         "time_ns": points.times,
         "value": points.values,
     }
+    ids = [span.ids for span in points.enclosing]
+    for place, name in enumerate(("trace_id", "span_id")):
+        columns[name] = _texts(points.inside, [of[place] for of in ids], missing=points.inside < 0)
     for name, text in _TEXTS.items():
         columns[name] = _texts(points.index, [_utf8(text(series)) for series in block.series])
     return pa.RecordBatch.from_arrays(
@@ -59,8 +62,12 @@ def _batch(block: Block, run_id: str) -> pa.RecordBatch:
     )
 
 
-def _texts(index: npt.NDArray[np.int32], texts: Sequence[str]) -> pa.DictionaryArray:
-    return pa.DictionaryArray.from_arrays(pa.array(index, pa.int32()), pa.array(texts, pa.string()))
+def _texts(
+    index: npt.NDArray[np.int32], texts: Sequence[str], *, missing: npt.NDArray[np.bool_] | None = None
+) -> pa.DictionaryArray:
+    return pa.DictionaryArray.from_arrays(
+        pa.array(index, pa.int32(), mask=missing), pa.array(texts, pa.string())
+    )
 
 
 def _utf8(text: str) -> str:

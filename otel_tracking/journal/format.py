@@ -3,12 +3,12 @@
 A segment is a header of two slots followed by records, each a whole number of 32-byte slots::
 
     point    word  step  time  value        one slot
-    row      word  step  time  crc          then the values of one `log` call, padded with zeros
+    row      word  step  time  crc, span    then the values of one `log` call, padded with zeros
     record   word  step  time  crc          then a JSON text, padded with zeros
     padding  15    0     1     0            one slot; the segment holds nothing more
 
 `word` is a u64: kind in bits 0-3, id in bits 4-31 (series, row shape, or record type), and in the
-upper half the flags of a point or the payload's bytes. Everything is little-endian.
+upper half a point's flags and the number of its span, or the payload's bytes. Everything is little-endian.
 
 A slot is there when its `word` and its `time` are not zero: each 16-byte half holds one of them, so
 a half that a killed process never stored is seen. Longer records carry the CRC32C of their payload.
@@ -45,6 +45,10 @@ FLAG_AUTOMATIC_STEP: Final = 1 << 32
 """On a point's word: the step is a count, no one gave it."""
 FLAG_INTEGER: Final = 1 << 33
 """On a point's word: the value was an int."""
+SPAN_SHIFT: Final = 34
+"""Above it on a point's word: the number of the span in which it was recorded, 0 if in none. A row has it in
+the upper half of the slot's last word, above its CRC."""
+SPAN_NUMBERS: Final = 1 << 30
 
 PADDING_SLOT: Final = struct.pack("<QqqQ", PADDING, 0, 1, 0)
 
@@ -82,7 +86,9 @@ class RecordType(enum.IntEnum):
     MEDIA = 11
     """An image, a table, a file, ...; what it consists of lies in `media/`, named by its hash."""
     SPAN = 12
-    """A finished span; the one type whose payload is no JSON alone."""
+    """A finished span, whose payload is no JSON alone."""
+    SPAN_NUMBER = 13
+    """What the numbers of spans on points mean; its payload is no JSON."""
 
 
 TEXTS: Final = frozenset({RecordType.TEXT, RecordType.MEDIA})

@@ -31,6 +31,7 @@ Words = npt.NDArray[np.int64]
 """(slots, 4): word, step, time, value or CRC."""
 
 _WORD, _TIME, _CRC = 0, 2, 3
+_CRC_BITS: Final = 0xFFFFFFFF
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +125,8 @@ def _undamaged(data: bytes, words: Words, at: int, stride: int, count: int) -> i
     view = memoryview(data)
     for record in range(count):
         head = at + record * stride
-        if crc32c(bytes(view[(head + 1) * SLOT : (head + stride) * SLOT])) != words[head, _CRC]:
+        crc = int(words[head, _CRC]) & _CRC_BITS
+        if crc32c(bytes(view[(head + 1) * SLOT : (head + stride) * SLOT])) != crc:
             return record
     return count
 

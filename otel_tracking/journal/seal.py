@@ -41,7 +41,7 @@ _VERSION: Final = 1
 _HEADER: Final = struct.Struct("<8sIIQQIII16xI")
 _BLOCK: Final = np.dtype([("crc", "<u4"), ("first", "<u4"), ("points", "<u4"), ("texts", "<u4")])
 _COPY: Final = np.dtype("<u4")
-_NOT_COPIED: Final = (RecordType.OPTIONS, RecordType.SPAN)
+_NOT_COPIED: Final = (RecordType.OPTIONS, RecordType.SPAN, RecordType.SPAN_NUMBER)
 _PAUSE: Final = 0.0002
 """Between blocks, for the training code's threads."""
 

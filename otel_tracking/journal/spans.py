@@ -1,6 +1,7 @@
-"""The record of a finished span, both ways: to bytes and back. `docs/journal.md` is the specification.
+"""The records of spans, both ways: to bytes and back. `docs/journal.md` is the specification.
 
-What every span has comes first, in a fixed form; the rest is JSON, often the same for all spans of a name.
+Of a finished span, what every one has comes first, in a fixed form; the rest is JSON, often the same for all
+spans of a name. One that points were recorded in has a number, too, which stands on these points.
 """
 
 from __future__ import annotations
@@ -10,14 +11,17 @@ import struct
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from otel_tracking.journal.format import RECORD, SLOT, RecordType, crc32c, pack_head
-from otel_tracking.span_records import STEP_ATTRIBUTE, RecordedSpan, SpanEvent, SpanLink
+from otel_tracking.journal.format import RECORD, SLOT, RecordType, crc32c, pack_head, record_bytes
+from otel_tracking.span_records import STEP_ATTRIBUTE, EnclosingSpan, RecordedSpan, SpanEvent, SpanLink
 
 _HEAD: Final = struct.Struct("<16s8s8sqQI")  # trace, span, parent, start, thread, flags
 _SIZE: Final = _HEAD.size
 _pack = _HEAD.pack
 _ZEROS: Final = bytes(SLOT)
 _WORD: Final = RECORD | RecordType.SPAN << 4
+
+_NUMBER: Final = struct.Struct("<16s8sII")  # trace, span, number, flags
+_SAMPLED: Final = 1
 
 KINDS: Final = ("internal", "server", "client", "producer", "consumer")
 STATUSES: Final = ("unset", "ok", "error")
@@ -125,3 +129,21 @@ def span_of(payload: bytes, step: int, end: int, position: int) -> RecordedSpan:
         thread=thread,
         position=position,
     )
+
+
+def number_bytes(number: int, span: EnclosingSpan) -> bytes:
+    """The record that gives a span its number, before the first point that was recorded in it.
+
+    Args:
+        number: Below `SPAN_NUMBERS`, and not 0.
+        span: The span.
+    """
+    ids = span.trace_id.to_bytes(16), span.span_id.to_bytes(8)
+    return record_bytes(RecordType.SPAN_NUMBER, _NUMBER.pack(*ids, number, _SAMPLED * span.sampled))
+
+
+def number_of(payload: bytes) -> tuple[int, EnclosingSpan]:
+    """What `number_bytes` made the payload of."""
+    trace_id, span_id, number, flags = _NUMBER.unpack(payload)
+    span = EnclosingSpan(int.from_bytes(trace_id), int.from_bytes(span_id), bool(flags & _SAMPLED))
+    return number, span

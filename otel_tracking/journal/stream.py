@@ -19,13 +19,15 @@ from otel_tracking.journal.format import (
     RECORD,
     ROW,
     SLOT,
+    SPAN_NUMBERS,
+    SPAN_SHIFT,
     RecordType,
 )
 from otel_tracking.journal.reader import BLOCK_SLOTS, Block, JournalReader
 from otel_tracking.journal.scan import Run
-from otel_tracking.journal.spans import span_of
+from otel_tracking.journal.spans import number_of, span_of
 from otel_tracking.records import Float64Array, Int64Array, Series
-from otel_tracking.span_records import RecordedSpan
+from otel_tracking.span_records import EnclosingSpan, RecordedSpan
 
 _Columns: TypeAlias = tuple[Int64Array, ...]
 """series index, step, time, position, word; each (n,)."""
@@ -41,10 +43,22 @@ class Points:
         steps, times, values: (n,) as recorded; of a counter, the running total.
         increments: (n,) as recorded; of a counter, what was added.
         positions: (n,) where the record begins.
-        flags: (n,) `FLAG_AUTOMATIC_STEP`, `FLAG_INTEGER`.
+        flags: (n,) `FLAG_AUTOMATIC_STEP`, `FLAG_INTEGER`, and a span's number.
+        enclosing: The spans in which they were recorded, if the stream was asked for these.
+        inside: (n,) which of `enclosing` each was recorded in, -1 if in none.
     """
 
-    __slots__ = ("flags", "increments", "index", "positions", "steps", "times", "values")
+    __slots__ = (
+        "enclosing",
+        "flags",
+        "increments",
+        "index",
+        "inside",
+        "positions",
+        "steps",
+        "times",
+        "values",
+    )
 
     def __init__(self, columns: Sequence[_Columns], increments: Sequence[Float64Array]) -> None:
         joined = [np.concatenate(column) for column in zip(*columns, strict=True)]
@@ -55,6 +69,8 @@ class Points:
         self.flags: Int64Array = joined[4]
         self.increments: Float64Array = np.concatenate(increments)
         self.values: Float64Array = self.increments
+        self.enclosing: list[EnclosingSpan] = []
+        self.inside: npt.NDArray[np.int32] = np.full(len(self.index), -1, dtype=np.int32)
 
     def __len__(self) -> int:
         return len(self.index)
@@ -79,13 +95,16 @@ class RecordStream:
         spans: Those of the last `read`, if they are wanted.
     """
 
-    def __init__(self, directory: Path | int, *, segment: int = 0, spans: bool = False) -> None:
+    def __init__(
+        self, directory: Path | int, *, segment: int = 0, spans: bool = False, enclosing: bool = False
+    ) -> None:
         """Open.
 
         Args:
             directory: As for `JournalReader`.
             segment: Where to begin.
             spans: Whether spans are wanted, each of which costs some time.
+            enclosing: Whether it is wanted in which spans points were recorded.
         """
         self._reader: Final = JournalReader(directory)
         self._reader.go_to(segment)
@@ -97,6 +116,7 @@ class RecordStream:
         self._sums: dict[int, float] = {}
         self._wants_spans = spans
         self.spans: list[RecordedSpan] = []
+        self._numbers = _SpanNumbers() if enclosing else None
 
     def close(self) -> None:
         """Give up the journal's descriptors."""
@@ -135,6 +155,9 @@ class RecordStream:
             elif run.kind == RECORD and run.id == RecordType.SPAN:
                 if self._wants_spans:
                     self.spans.append(_span_at(block, run))
+            elif run.kind == RECORD and run.id == RecordType.SPAN_NUMBER:
+                if self._numbers is not None:
+                    self._numbers.learn(_payload_of(block, run), block.first >> 32)
             elif run.kind == RECORD:
                 self._resolve(block, runs, columns, values)  # by the definitions that stand before
                 runs = []
@@ -198,7 +221,7 @@ class RecordStream:
             np.repeat(steps, width),
             np.repeat(times, width),
             np.repeat(positions, width),
-            np.zeros(len(records) * width, dtype=np.int64),
+            np.repeat((records[:, 3] >> 32) << SPAN_SHIFT, width),
             _doubles(records[:, 4 : 4 + width]),
         )
 
@@ -216,6 +239,8 @@ class RecordStream:
         yield self._totals(Points(columns, values))
 
     def _totals(self, points: Points) -> Points:
+        if self._numbers is not None:
+            self._numbers.resolve(points)
         if self._accumulating:
             points.values = points.increments.copy()
             for index in self._accumulating.intersection(np.unique(points.index).tolist()):
@@ -245,6 +270,8 @@ class RecordStream:
         if entry.type == RecordType.START:  # the ids of another process mean nothing any more
             self._of_id[:] = -1
             self._shapes.clear()
+            if self._numbers is not None:
+                self._numbers = _SpanNumbers()
         if entry.type == RecordType.SERIES:
             id_, series = series_of(entry.content)
             index = self.index_of(series)
@@ -264,21 +291,51 @@ class RecordStream:
         return False
 
 
+class _SpanNumbers:
+    """Which spans the numbers on points mean: those given in this segment and in the one before it."""
+
+    def __init__(self) -> None:
+        self._segment = 0
+        self._given: dict[int, EnclosingSpan] = {}
+        self._before: dict[int, EnclosingSpan] = {}
+
+    def learn(self, payload: bytes, segment: int) -> None:
+        """A record has given a span its number."""
+        if segment != self._segment:
+            self._before, self._given = self._given, {}
+            self._segment = segment
+        number, span = number_of(payload)
+        self._given[number] = span
+
+    def resolve(self, points: Points) -> None:
+        """Say of points in which spans they were recorded."""
+        numbers = (points.flags >> SPAN_SHIFT) & (SPAN_NUMBERS - 1)
+        if not numbers.any():
+            return
+        found, places = np.unique(numbers, return_inverse=True)
+        spans = [self._given.get(number) or self._before.get(number) for number in found.tolist()]
+        known = np.array([span is not None for span in spans])
+        points.enclosing = [span for span in spans if span is not None]
+        points.inside = np.where(known, np.cumsum(known) - 1, -1).astype(np.int32)[places]
+
+
 def _doubles(words: npt.NDArray[np.int64]) -> Float64Array:
     return words.reshape(-1).view(np.float64)
 
 
 def _span_at(block: Block, run: Run) -> RecordedSpan:
     head = block.words[run.start]
+    return span_of(_payload_of(block, run), int(head[1]), int(head[2]), block.first + run.start)
+
+
+def _payload_of(block: Block, run: Run) -> bytes:
     begin = (run.start + 1) * SLOT
-    payload = block.data[begin : begin + run.payload]
-    return span_of(payload, int(head[1]), int(head[2]), block.first + run.start)
+    return block.data[begin : begin + run.payload]
 
 
 def entry_at(block: Block, run: Run) -> Entry:
     """The record of another type that a run of a block is."""
     head = block.words[run.start]
-    begin = (run.start + 1) * SLOT
-    content = json.loads(block.data[begin : begin + run.payload])
+    content = json.loads(_payload_of(block, run))
     position = block.first + run.start
     return Entry(RecordType(run.id), int(head[1]), int(head[2]), position, content)

@@ -146,7 +146,7 @@ class JournalWriter:
         self.write: Callable[[bytes], int] = self._full if self._always else self._store
         self._syncer: Syncer | None = None
         if fsync != "off":
-            self._syncer = Syncer(directory, self._directory, self._segment.index, self._current_index)
+            self._syncer = Syncer(directory, self._directory, self._segment.index, lambda: self.segment)
         self._rotating = False
         """Whether the main thread goes to the next segment."""
         self._end = 0
@@ -173,7 +173,9 @@ class JournalWriter:
         """The journal directory's descriptor: still right after the directory was renamed."""
         return self._directory
 
-    def _current_index(self) -> int:
+    @property
+    def segment(self) -> int:
+        """The index of the segment into which records go."""
         return self._segment.index
 
     @property

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import struct
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import google_crc32c
 import pytest
+from opentelemetry.sdk.trace import TracerProvider
 
 import otel_tracking as ot
 from otel_tracking.journal.compressed import FORMS
@@ -17,13 +19,14 @@ from otel_tracking.journal.writer import JournalWriter
 from otel_tracking.provider import TrackingMeterProvider
 from otel_tracking.recorder import Recorder
 from otel_tracking.records import RunStatus
+from otel_tracking.spans import TrackingSpanProcessor
 
-Found = tuple[str, int, int, bytes]
-"""tag, step, time, the value's bytes"""
+Found = tuple[str, int, int, bytes, tuple[str, str]]
+"""tag, step, time, the value's bytes, ids of the trace and the span in which it was recorded"""
 
 
-def records(journal: Path) -> Iterator[tuple[int, int, int, int, bytes]]:
-    """(kind, id, step, time, value or payload) of every record."""
+def records(journal: Path) -> Iterator[tuple[int, int, int, int, int, bytes]]:
+    """(kind, id, step, time, number of the span, value or payload) of every record."""
     paths = {
         path.name[:8]: path for pattern in ("packed", "segment") for path in journal.glob(f"*.{pattern}")
     }
@@ -41,13 +44,14 @@ def records(journal: Path) -> Iterator[tuple[int, int, int, int, bytes]]:
             if not word or not time or kind == 15:
                 break
             if kind == 1:
-                yield kind, id_, step, time, tail
+                yield kind, id_, step, time, upper >> 2, tail
                 at += 32
                 continue
             slots = data[at + 32 : at + 32 + -(-upper // 32) * 32]
-            if google_crc32c.value(slots) != struct.unpack("<II", tail)[0]:
+            crc, number = struct.unpack("<II", tail)
+            if google_crc32c.value(slots) != crc:
                 break
-            yield kind, id_, step, time, slots[:upper]
+            yield kind, id_, step, time, number, slots[:upper]
             at += 32 + len(slots)
 
 
@@ -93,21 +97,25 @@ def read(journal: Path) -> list[Found]:
     series: dict[int, dict[str, object]] = {}
     shapes: dict[int, list[int]] = {}
     sums: dict[str, float] = {}
+    spans: dict[int, tuple[str, str]] = {0: ("", "")}
     found: list[Found] = []
 
-    def add(id_: int, step: int, time: int, value: bytes) -> None:
+    def add(id_: int, step: int, time: int, number: int, value: bytes) -> None:
         tag = str(series[id_]["tag"])
         if series[id_]["kind"] in ("counter", "updowncounter"):
             sums[tag] = sums.get(tag, 0.0) + struct.unpack("<d", value)[0]
             value = struct.pack("<d", sums[tag])
-        found.append((tag, step, time, value))
+        found.append((tag, step, time, value, spans[number]))
 
-    for kind, id_, step, time, content in records(journal):
+    for kind, id_, step, time, number, content in records(journal):
         if kind == 1:
-            add(id_, step, time, content)
+            add(id_, step, time, number, content)
         elif kind == 2:
             for column, at in zip(shapes[id_], range(0, len(content), 8), strict=True):
-                add(column, step, time, content[at : at + 8])
+                add(column, step, time, number, content[at : at + 8])
+        elif id_ == 13:
+            trace_id, span_id, number, _ = struct.unpack("<16s8sII", content)
+            spans[number] = trace_id.hex(), span_id.hex()
         elif id_ in (1, 2):
             definition = json.loads(content)
             if id_ == 1:
@@ -121,14 +129,18 @@ def record(journal: Path, *, start: int) -> None:
     recorder = Recorder()
     recorder.opener = lambda r: r.open(journal)
     meter = TrackingMeterProvider(recorder).get_meter("train")
+    spans = TracerProvider(shutdown_on_exit=False)
+    spans.add_span_processor(TrackingSpanProcessor(recorder))
+    tracer = spans.get_tracer("train")
     loss, tokens = meter.create_gauge("loss"), meter.create_counter("tokens")
     change = meter.create_up_down_counter("change")
     for step in range(start, start + 300):
-        recorder.log({"a": step / 3, "b": -0.0, "c": {"d": float("nan")}}, step=step)
-        loss.set(step / 7, {"training.step": step, "class": "cat"})
-        tokens.add(0.1, {"training.step": -step})
-        change.add(-step, {"training.step": step, "fold": True})
-        recorder.log({"text": "é\ud800", "e": 1.5}, step=step, options={"wandb": {"commit": False}})
+        with tracer.start_as_current_span("step") if step % 3 else contextlib.nullcontext():
+            recorder.log({"a": step / 3, "b": -0.0, "c": {"d": float("nan")}}, step=step)
+            loss.set(step / 7, {"training.step": step, "class": "cat"})
+            tokens.add(0.1, {"training.step": -step})
+            change.add(-step, {"training.step": step, "fold": True})
+            recorder.log({"text": "é\ud800", "e": 1.5}, step=step, options={"wandb": {"commit": False}})
         loss.set(1.0)
     recorder.close(RunStatus.FINISHED)
 
@@ -142,8 +154,10 @@ def test_it_finds_what_ours_finds(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     ours = ot.read_run(journal)
     assert bool(list(journal.glob("*.packed"))) == (smallest == 0)
     values = [struct.pack("<d", value) for value in ours.values.tolist()]
-    expected = list(zip(ours["tag"], ours.steps.tolist(), ours.times.tolist(), values, strict=True))
-    assert len(expected) == 2 * 300 * 8
+    links = zip(ours["trace_id"], ours["span_id"], strict=True)
+    expected = list(zip(ours["tag"], ours.steps.tolist(), ours.times.tolist(), values, links, strict=True))
+    assert len(expected) == 2 * (300 * 8 + 200)
+    assert len({link for *_, link in expected}) == 2 * 200 + 1
     assert read(journal) == expected
 
 
