@@ -2,9 +2,10 @@
 
 Points go on without the step, so that every instrument and attribute set stays one time series.
 Of a gauge the last value of a stretch is set, increments of a counter are added up first,
-histograms get every value. What was recorded in a sampled span goes on with it, for exemplars. An observable instrument that observes nothing is registered first in
-the SDK: its callback runs at each collect, before the SDK looks at the other instruments, and
-forwards what is pending; between collects a thread does, so that no collect has much to do.
+histograms get every value; each with the span in which it was recorded, for exemplars. An observable
+instrument that observes nothing is registered first in the SDK: its callback runs at each collect,
+before the SDK looks at the other instruments, and forwards what is pending; between collects a thread
+does, so that no collect has much to do.
 """
 
 from __future__ import annotations
