@@ -44,6 +44,7 @@ FOREIGN_NAMES = {
     "MASTER_ADDR",
     "MASTER_PORT",
 }
+OWN_NAMES = {"OTEL_TRACKING_TEST_BROWSER"}
 
 QUIET_AND_OFFLINE = {
     "AIM_UI_TELEMETRY_ENABLED": "0",
@@ -74,7 +75,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     """Before any test module, and so any tracker's SDK, is imported: SDKs read these at import."""
     for name in list(os.environ):
-        if name in FOREIGN_NAMES or name.startswith(FOREIGN_PREFIXES):
+        if name in FOREIGN_NAMES or (name.startswith(FOREIGN_PREFIXES) and name not in OWN_NAMES):
             del os.environ[name]
     home = tempfile.TemporaryDirectory(prefix="otel-tracking-tests-", ignore_cleanup_errors=True)
     config.stash[_home] = home
@@ -100,13 +101,15 @@ LONGEST = (
     "test_kills.py",
     "test_mlflow.py",
     "test_training.py",
+    "test_mlflow_page.py",
     "test_every_point.py",
     "test_all_at_once.py",
     "test_sweep.py",
     "test_examples.py",
     "test_upstreams_cases.py",
     "test_distributed.py",
-    "test_exits.py",
+    "test_perfetto.py",
+    "test_failing_step.py",
     "test_full_disk.py",
 )
 

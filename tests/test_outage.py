@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import shutil
 import signal
-import socket
 import statistics
 import subprocess
 import sys
 import threading
 import time
-import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -24,6 +21,7 @@ from tensorboard.backend.event_processing.event_file_loader import (  # type: ig
 from otel_tracking.cursor import Cursor
 from otel_tracking.runs import find_runs, receipt
 from tests import readback
+from tests.mlflow_server import MLflowServer
 
 COMMAND = str(Path(sys.executable).with_name("otel-tracking"))
 BEFORE = 4.0
@@ -45,42 +43,6 @@ while True:
     step += 1
     time.sleep(max(0.0, begun + (step - first) / 100 - time.monotonic()))
 """
-
-
-class MLflowServer:
-    """A real one, on a database that outlives it."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
-        self.url = f"http://127.0.0.1:{self.port}"
-        self.process: subprocess.Popen[bytes] | None = None
-
-    def start(self) -> None:
-        command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.port)]
-        command += ["--backend-store-uri", f"sqlite:///{self.folder}/mlflow.db", "--workers", "1"]
-        command += ["--artifacts-destination", str(self.folder / "artifacts")]
-        # Its workers for jobs would outlive it.
-        environ = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
-        with (self.folder / "server.log").open("a") as log:
-            self.process = subprocess.Popen(
-                command, stdout=log, stderr=log, start_new_session=True, env=environ
-            )
-        deadline = time.monotonic() + DEADLINE
-        while True:
-            with contextlib.suppress(OSError):
-                urllib.request.urlopen(f"{self.url}/health", timeout=1).close()
-                return
-            assert time.monotonic() < deadline, (self.folder / "server.log").read_text()
-            time.sleep(0.1)
-
-    def kill(self) -> None:
-        if self.process is not None:
-            os.killpg(self.process.pid, signal.SIGKILL)
-            self.process.wait()
-            self.process = None
 
 
 @pytest.fixture

@@ -268,3 +268,25 @@ def test_a_chrome_trace_nests(run: Path) -> None:
     assert {e["name"] for e in events if e["ph"] == "i"} == {"drew", "exception"}
     assert [e["args"] for e in events if e["ph"] == "C" and e["name"] == "b"] == [{"value": 2.0}]
     assert not [e for e in events if e["ph"] == "C" and e["name"] == "a"]
+
+
+def test_a_chrome_trace_has_a_line_for_each_of_many_at_once(tmp_path: Path) -> None:
+    tracking = ot.Tracking([RecordingTracker()], project_dir=tmp_path, run_id="run")
+    tracking.init_trackers("p")
+    tracer = trace.get_tracer("train")
+
+    def overlap(count: int) -> None:
+        for span in [tracer.start_span("request") for _ in range(count)]:
+            span.end()
+
+    overlap(1_200)
+    other = threading.Thread(target=overlap, args=[2])
+    other.start()
+    other.join()
+    tracking.end_training()
+    events = json.loads(export(tmp_path / "p" / "run", "chrome-trace"))["traceEvents"]
+    lines = {event["tid"] for event in events if event["ph"] == "X"}
+    assert len(lines) == 1_202
+    named = {event["tid"]: event["args"]["name"] for event in events if event["name"] == "thread_name"}
+    assert named.keys() == lines
+    assert len(set(named.values())) == 1_202

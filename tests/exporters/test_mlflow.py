@@ -11,7 +11,6 @@ import struct
 import subprocess
 import sys
 import time
-import urllib.request
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -35,13 +34,25 @@ from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import PeriodicExportingMetricReader
 
 from otel_tracking.errors import ConfigurationError, NotStarted, Retry
-from otel_tracking.records import Batch, Config, Kind, Rank, RunInfo, RunStatus, Series, Text, Written
+from otel_tracking.records import (
+    Batch,
+    Config,
+    Failure,
+    Kind,
+    Rank,
+    RunInfo,
+    RunStatus,
+    Series,
+    Text,
+    Written,
+)
 from otel_tracking.span_records import RecordedSpan, SpanEvent, SpanLink, Spans
 from otel_tracking_exporters import _mlflow_times
 from otel_tracking_exporters._mlflow_params import parameters, portions
 from otel_tracking_exporters._mlflow_store import connect
 from otel_tracking_exporters._mlflow_times import Timestamps
 from otel_tracking_exporters.mlflow import MLflowMetricExporter, MLflowTracker
+from tests.mlflow_server import MLflowServer
 
 NOW = 1_700_000_000_123_456_789
 MS = 1_000_000
@@ -111,34 +122,13 @@ def outputs(mlflow_template: Path, tmp_path: Path) -> Path:
 @pytest.fixture(scope="module")
 def server(mlflow_template: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     folder = tmp_path_factory.mktemp("server")
-    shutil.copy(mlflow_template, folder / "ml.db")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port)]
-    command += ["--backend-store-uri", f"sqlite:///{folder}/ml.db"]
-    command += ["--artifacts-destination", str(folder / "artifacts"), "--workers", "1"]
-    # Its workers for jobs would outlive it.
-    environ = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
-    with (folder / "log").open("w") as log:
-        process = subprocess.Popen(
-            command, cwd=folder, stdout=log, stderr=log, start_new_session=True, env=environ
-        )
-    url = f"http://127.0.0.1:{port}"
+    shutil.copy(mlflow_template, folder / "mlflow.db")
+    server = MLflowServer(folder)
     try:
-        deadline = time.monotonic() + 60
-        while True:
-            try:
-                urllib.request.urlopen(f"{url}/health", timeout=1).close()
-                break
-            except OSError:
-                assert process.poll() is None, (folder / "log").read_text()
-                assert time.monotonic() < deadline, (folder / "log").read_text()
-                time.sleep(0.1)
-        yield url
+        server.start()
+        yield server.url
     finally:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait(20)
+        server.kill()
 
 
 @pytest.fixture(params=["sqlite", "server"])
@@ -638,6 +628,16 @@ def test_status(run: RunInfo, status: RunStatus) -> None:
     assert info.status == status.name
     assert abs(info.end_time / 1000 - time.time()) < 60
     assert started(again(run, tracker)).native.info.status == "RUNNING"
+
+
+def test_why_a_run_failed_is_a_tag_until_it_has_finished(local: RunInfo) -> None:
+    first = started(local)
+    first.failure = Failure("ValueError: no data", "Traceback\nValueError: no data")
+    first.finish(RunStatus.FAILED)
+    assert first.native.data.tags["otel_tracking.error"] == "ValueError: no data"
+    second = started(again(local, first))
+    second.finish(RunStatus.FINISHED)
+    assert "otel_tracking.error" not in second.native.data.tags
 
 
 def test_finish_before_start_is_nothing() -> None:
