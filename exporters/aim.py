@@ -206,18 +206,40 @@ class AimTracker(Tracker):
         return {} if self._run is None else {"hash": self._run.hash, "repo": self._repo}
 
     def finish(self, status: RunStatus) -> None:
-        """Note the status (a parameter, and a tag if it is not a good one), close the run, and index it."""
+        """Note the status, close the run, and index it.
+
+        It is a parameter and, if it is not a good one, a tag and a message of the run.
+        """
         if self._run is None:
             return
+        self._forget_failure(self._run)
         self._run.set((_IDENTITY, "status"), status.value, strict=False)
         if status in (RunStatus.FAILED, RunStatus.KILLED):
             self._run.add_tag(status.value)
+            self._note_failure(status)
         repo, run_hash = self._run.repo, self._run.hash
         if status is RunStatus.FINISHED:
             self._run.report_successful_finish()
         self._run.close()
         if not repo.is_remote_repo:  # a run that is not indexed is found by no query
             RepoIndexManager.get_index_manager(repo).index(run_hash)
+
+    @staticmethod
+    def _forget_failure(run: Run) -> None:
+        """Of a run that has been resumed since."""
+        known = run.get(_IDENTITY, {})
+        if known.get("status") in (RunStatus.FAILED, RunStatus.KILLED):
+            run.remove_tag(known["status"])
+        if "error" in known:
+            # To delete it would hide other runs' from queries.
+            run.set((_IDENTITY, "error"), "", strict=False)
+
+    def _note_failure(self, status: RunStatus) -> None:
+        if self.failure:
+            self._opened.set((_IDENTITY, "error"), self.failure.reason, strict=False)
+            self._opened.log_error(self.failure.traceback)
+        else:
+            self._opened.log_error(f"the run {'failed' if status is RunStatus.FAILED else 'was killed'}")
 
     @property
     def _opened(self) -> Run:

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 import shutil
 import signal
@@ -208,13 +209,19 @@ class ClearMLTracker(Tracker):
         if self._task is None:
             return
         self._task.set_parameter("otel_tracking/status", status.value)
+        reason = "killed" if status is RunStatus.KILLED else "failed"
+        message = None
+        if self.failure:
+            reason, message = self.failure.reason, self.failure.traceback
+            self._task.set_parameter("otel_tracking/error", reason)
+            # The console, where ClearML's users look first. Python has printed it there already.
+            self._task.get_logger().report_text(message, level=logging.ERROR, print_console=False)
         if self._adopted:
             self._task.flush(wait_for_uploads=True)
             return
         with _hooks_kept():
             if status in (RunStatus.FAILED, RunStatus.KILLED) and not Task.is_offline():
-                reason = "failed" if status is RunStatus.FAILED else "killed"
-                self._task.mark_failed(ignore_errors=True, status_reason=reason)
+                self._task.mark_failed(ignore_errors=True, status_reason=reason, status_message=message)
             self._task.close()
         if self._others is not None:
             self._others.unlink(missing_ok=True)

@@ -215,17 +215,30 @@ class CometMLTracker(Tracker):
         return {"key": self._experiment.get_key(), "archive": self._archive}
 
     def finish(self, status: RunStatus) -> None:
-        """Note the status, as `otel_tracking.status` and a tag if it is not a good one, and end."""
+        """Note the status, as `otel_tracking.status`, and end.
+
+        One that is not good is a tag, too, and the experiment has crashed, as by Comet's own excepthook.
+        """
         if self._experiment is None:
             return
         self._experiment.log_other("otel_tracking.status", status.value)
         if status in (RunStatus.FAILED, RunStatus.KILLED):
             self._experiment.add_tags([status.value])
+            self._report_crash(f"the run was {status}" if status is RunStatus.KILLED else "the run failed")
         with _excepthook_kept():
             self._experiment.end()
         if self._archive and not Path(self._archive).exists():
             raise Retry(f"Comet did not write its archive {self._archive}")
         self._stored = self._position
+
+    def _report_crash(self, message: str) -> None:
+        if self.failure:
+            message = self.failure.reason
+            self._experiment.log_other("otel_tracking.error", message)
+        # What Comet's excepthook calls. There is no public call for it in a process that logs.
+        report = getattr(self._experiment, "_report_experiment_error", None)
+        if report is not None:
+            report(message, has_crashed=True)
 
     @property
     def _opened(self) -> Any:

@@ -81,6 +81,7 @@ _log = logging.getLogger(__name__)
 
 _IDENTITY_TAG = "otel_tracking.run_id"
 _GROUP_TAG = "otel_tracking.group"
+_ERROR_TAG = "otel_tracking.error"
 _RESOURCE_TAGS = ("training.rank", "training.world_size", "host.name", "service.name")
 
 _IDENTITIES = NameRule(forbidden=r"^A-Za-z0-9.\-_", max_length=200)
@@ -283,12 +284,19 @@ class MLflowTracker(Tracker):
         }
 
     def finish(self, status: RunStatus) -> None:
-        """Set the run's status and end time."""
+        """Set the run's status and end time; of a run that failed, the reason as a tag."""
         if self._run is None:
             return
         require_answer(self._uri, "MLflow")
         with retrying():
+            self._note_failure(self._run)
             self._run.client.set_terminated(self._run.run_id, status.name)
+
+    def _note_failure(self, run: MLflowRun) -> None:
+        if self.failure:
+            run.client.set_tag(run.run_id, _ERROR_TAG, self.failure.reason)
+        elif _ERROR_TAG in run.client.get_run(run.run_id).data.tags:  # of a run that has been resumed since
+            run.client.delete_tag(run.run_id, _ERROR_TAG)
 
     @property
     def native(self) -> MLflowRun:

@@ -196,10 +196,12 @@ class SwanLabTracker(Tracker):
         return {"id": self._run.id, "directory": str(self._run.dir), "adopted": self._adopted}
 
     def finish(self, status: RunStatus) -> None:
-        """Finish the run: failed is `crashed`, killed is `aborted`."""
+        """Finish the run: failed is `crashed`, with the exception's traceback; killed is `aborted`."""
         if self._run is None:
             return
-        error = "the run failed" if status is RunStatus.FAILED else None
+        error = None
+        if status is RunStatus.FAILED:
+            error = self.failure.traceback if self.failure else "the run failed"
         state: Any = _STATES.get(status, "success")
         with hooks_kept():
             self._run.finish(state=state, error=error)

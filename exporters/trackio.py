@@ -202,7 +202,8 @@ class TrackioTracker(Tracker):
         self._last = steps[-1], times[-1]
 
     def finish(self, status: RunStatus) -> None:
-        """Note the status, and copy the project to the Space that is named, if one is."""
+        """Note the status, with an alert if it is not a good one, and copy the project to the Space that is
+        named, if one is."""
         if not self._run_id:
             return
         self._extra["_Status"] = status.value
@@ -214,11 +215,12 @@ class TrackioTracker(Tracker):
                 self._project,
                 self._run_name,
                 titles=["the run failed" if status is RunStatus.FAILED else "the run was killed"],
-                texts=[""],
+                texts=[self.failure.reason if self.failure else ""],
                 levels=["error"],
                 steps=[step],
                 timestamps=[_iso(time)],
-                alert_ids=[f"{self._run_id}:end"],
+                # A run may fail again after it was resumed; of one id trackio keeps the first alert.
+                alert_ids=[f"{self._run_id}:{self._position}:end"],
                 run_id=self._run_id,
             )
         if self._run is not None:

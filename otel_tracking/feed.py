@@ -9,11 +9,12 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
+from otel_tracking.final_error import REASON
 from otel_tracking.journal.entries import Entry
 from otel_tracking.journal.format import RecordType
 from otel_tracking.journal.media import media_of
 from otel_tracking.journal.stream import Points, RecordStream
-from otel_tracking.records import Batch, Config, Gone, Media, Rewind, RunStatus, Series, Text
+from otel_tracking.records import Batch, Config, Failure, Gone, Media, Rewind, RunStatus, Series, Text
 from otel_tracking.span_records import Spans
 
 Item: TypeAlias = Batch | Text | Media | Config | Rewind | Gone | Spans
@@ -26,6 +27,7 @@ class Feed:
         position: Everything before this has been read, and maybe not yet taken.
         skipped: Points at or before the cursor, damaged ones included.
         status: How the run ended, once its last record has been read.
+        failure: The exception that ended it, if one did.
     """
 
     def __init__(self, directory: Path, *, tracker: str, max_points: int, spans: bool = False) -> None:
@@ -40,6 +42,7 @@ class Feed:
         self._option_points = 0
         self.skipped = 0
         self.status = RunStatus.RUNNING
+        self.failure: Failure | None = None
         self.position = 0
         self._read = 0
         """The end of what was read before."""
@@ -131,10 +134,12 @@ class Feed:
         return begin if begin > start else int(np.searchsorted(batch.positions, row, side="right"))
 
     def _add_entry(self, entry: Entry) -> None:
+        if entry.type == RecordType.TEXT and REASON in entry.content:  # taken before, maybe
+            self.failure = Failure(entry.content[REASON], entry.content["text"])
         if entry.type == RecordType.END:
             self.status = RunStatus(entry.content["status"])
         elif entry.type == RecordType.START:
-            self.status = RunStatus.RUNNING
+            self.status, self.failure = RunStatus.RUNNING, None
         elif entry.type == RecordType.OPTIONS:
             self._options = entry.content["options"].get(self._tracker, {})
             self._option_points = entry.content["points"] if self._options else 0

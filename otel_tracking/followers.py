@@ -381,6 +381,7 @@ class Follower:
         status = self._end or RunStatus.RUNNING
         if self._feed.status is not RunStatus.RUNNING:  # what the journal says comes from the run itself
             status = self._feed.status
+        self.tracker.failure = self._feed.failure if status is RunStatus.FAILED else None
         try:
             self.tracker.finish(status)
         except (Exception, SystemExit) as error:  # noqa: BLE001 - as in `_give`

@@ -8,11 +8,11 @@ from __future__ import annotations
 import logging
 import os
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from opentelemetry import _logs
-from opentelemetry._logs import Logger, LoggerProvider, NoOpLogger, NoOpLoggerProvider
+from opentelemetry._logs import Logger, LoggerProvider, NoOpLoggerProvider
 from opentelemetry.metrics import NoOpMeterProvider
 from opentelemetry.sdk._logs import LoggerProvider as SdkLoggerProvider
 from opentelemetry.sdk._logs import LogRecordProcessor, ReadWriteLogRecord
@@ -20,6 +20,7 @@ from opentelemetry.sdk.resources import Resource
 from opentelemetry.util.types import Attributes
 
 from otel_tracking import discovery
+from otel_tracking.attaching import Current, StandIn
 from otel_tracking.errors import raised_by_handler
 from otel_tracking.log_texts import LogFilter, LogTags, step_in, step_of, text_of_api, text_of_python
 from otel_tracking.recorder import Recorder
@@ -224,7 +225,7 @@ class LogCapture:
             add_log_record_processor(self._processor)
 
 
-class TrackingLoggerProvider(LoggerProvider):
+class TrackingLoggerProvider(StandIn[LoggerProvider], LoggerProvider):
     """The global logger provider until the user sets one, and the way to it from then on.
 
     Loggers made before go over to the user's provider too.
@@ -235,20 +236,7 @@ class TrackingLoggerProvider(LoggerProvider):
             resource=Resource.get_empty(), shutdown_on_exit=False, meter_provider=NoOpMeterProvider()
         )
         own.add_log_record_processor(processor)
-        self.provider: LoggerProvider = own
-        self._attached = False
-
-    def attach(self, provider: LoggerProvider) -> bool:
-        """Let a provider of the user's take all records from now on.
-
-        Returns:
-            False, and nothing is done, if another one does already.
-        """
-        if self._attached:
-            return self.provider is provider
-        self._attached = True
-        self.provider = provider
-        return True
+        super().__init__(own)
 
     def get_logger(
         self,
@@ -258,35 +246,19 @@ class TrackingLoggerProvider(LoggerProvider):
         attributes: Attributes = None,
     ) -> Logger:
         """A logger that asks for its provider's at each record."""
-        return _Logger(
-            self, {"name": name, "version": version, "schema_url": schema_url, "attributes": attributes}
-        )
-
-    def __getattr__(self, name: str) -> Any:
-        """What this provider does not have is the attached one's (`force_flush`, `shutdown`)."""
-        return getattr(self.__dict__["provider"], name)
+        about = version, schema_url, attributes
+        return _Logger(Current(self, lambda of: of.get_logger(name, *about)), name, *about)
 
 
 class _Logger(Logger):
-    def __init__(self, owner: TrackingLoggerProvider, arguments: Mapping[str, Any]) -> None:
-        super().__init__(**arguments)
-        self._owner = owner
-        self._arguments = arguments
-        self._provider: LoggerProvider | None = None
-        self._logger: Logger = NoOpLogger(arguments["name"])
-
-    def _current(self) -> Logger:
-        provider = self._owner.provider
-        if provider is not self._provider:
-            name, *others = self._arguments.values()
-            self._logger = provider.get_logger(name, *others)
-            self._provider = provider
-        return self._logger
+    def __init__(self, current: Current[LoggerProvider, Logger], *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self._current = current
 
     def emit(self, *args: Any, **kwargs: Any) -> None:
-        self._current().emit(*args, **kwargs)
+        self._current.get().emit(*args, **kwargs)
 
     def enabled(self, **kwargs: Any) -> bool:
         # Loggers of OpenTelemetry 1.43 do not say.
-        enabled: Callable[..., bool] | None = getattr(self._current(), "enabled", None)
+        enabled: Callable[..., bool] | None = getattr(self._current.get(), "enabled", None)
         return enabled is None or enabled(**kwargs)

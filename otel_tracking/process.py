@@ -17,6 +17,7 @@ from opentelemetry.metrics import MeterProvider, NoOpMeterProvider
 from opentelemetry.trace import TracerProvider
 
 from otel_tracking import settings
+from otel_tracking.final_error import ending_error, status_of
 from otel_tracking.provider import DEFAULT_METERS, TrackingMeterProvider
 from otel_tracking.ranks import detect
 from otel_tracking.recorder import Recorder
@@ -248,26 +249,27 @@ class Process:
             sampler, self._sampler = self._sampler, None
             if sampler is not None:
                 sampler.stop(timeout)
+        error = self._error() if status is RunStatus.FAILED else None
         if timeout is None:
-            return session.end(status, settings.END_TIMEOUT.get(), patient=False)
-        return session.end(status, timeout)
+            return session.end(status, settings.END_TIMEOUT.get(), patient=False, error=error)
+        return session.end(status, timeout, error=error)
 
     # How the process ends
 
     def status(self) -> RunStatus:
-        """How a run that ends now ended, as far as this process can tell.
+        """How a run that ends now ended, as far as this process can tell."""
+        return status_of(self._error())
 
-        The interpreter keeps the exception that ends it, whoever has replaced `sys.excepthook`; in a
-        shell or notebook that is the last error of any input, and ends nothing.
-        """
+    def _error(self) -> BaseException | None:
+        """The exception that is being handled, or that ends the interpreter."""
         error = sys.exc_info()[1]
-        if error is None and not hasattr(sys, "ps1"):
-            error = getattr(sys, "last_value", None)
+        if error is None:
+            error = ending_error()
         if error is None and self._exit is not None:
             asked, position = self._exit
             if position == self._position:  # what is recorded since shows that the exit was caught
                 error = asked
-        return status_of(error)
+        return error
 
     @property
     def _position(self) -> int:
@@ -309,13 +311,6 @@ class Process:
                 self._logs.pause()
             self.recorder.close(self.status())
             _LOG.warning("no run has begun: what was recorded is in %s", journal.path)
-
-
-def status_of(error: BaseException | None) -> RunStatus:
-    """How a run ended that an exception ended, or none."""
-    if error is None or (isinstance(error, SystemExit) and error.code in (None, 0)):
-        return RunStatus.FINISHED
-    return RunStatus.KILLED if isinstance(error, KeyboardInterrupt) else RunStatus.FAILED
 
 
 def _is_set(provider: MeterProvider) -> bool:

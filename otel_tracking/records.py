@@ -48,6 +48,16 @@ class RunStatus(enum.StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
+class Failure:
+    """The exception that ended a run."""
+
+    reason: str
+    """Its type and message, as Python's last line of a traceback has them."""
+    traceback: str
+    """All of it."""
+
+
+@dataclass(frozen=True, slots=True)
 class Series:
     """One line in a chart: an instrument and one set of attributes."""
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 import os
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 from opentelemetry.sdk.metrics import Counter, Histogram, UpDownCounter, _Gauge
 from opentelemetry.sdk.metrics import export as sdk
@@ -27,11 +27,10 @@ from opentelemetry.trace import StatusCode
 
 from otel_tracking.records import AttributeValue, Kind, Series
 from otel_tracking.sdk_histograms import distribution_details
-from otel_tracking.sdk_run import Distribution, Item, Point, attribute_values, join, leave
+from otel_tracking.sdk_run import Distribution, Item, Point, TrackerExporter, attribute_values
 from otel_tracking.span_records import STEP_ATTRIBUTE
 from otel_tracking.steps import STEP_ALIASES, as_step
 from otel_tracking.tags import TagAssigner
-from otel_tracking.tracker import Tracker
 
 _SPAN_SECONDS = 30.0
 """How long one export of spans may take; the SDK passes no timeout on."""
@@ -40,7 +39,7 @@ _CUMULATIVE = sdk.AggregationTemporality.CUMULATIVE
 _DELTA = sdk.AggregationTemporality.DELTA
 
 
-class TrackerMetricExporter(sdk.MetricExporter):
+class TrackerMetricExporter(TrackerExporter, sdk.MetricExporter):
     """What an SDK pipeline collects becomes points of one tracker.
 
     A gauge and a counter become a series each, the counter as its running total. A histogram
@@ -71,9 +70,6 @@ class TrackerMetricExporter(sdk.MetricExporter):
         preferred_aggregation: By instrument class, as in the SDK.
     """
 
-    tracker: ClassVar[type[Tracker]]
-    """What a subclass exports to."""
-
     def __init__(
         self,
         *,
@@ -86,10 +82,11 @@ class TrackerMetricExporter(sdk.MetricExporter):
     ) -> None:
         synchronous: tuple[type, ...] = (Counter, UpDownCounter, Histogram, _Gauge)
         temporality = dict.fromkeys(synchronous, _DELTA) | dict(preferred_temporality or {})
-        super().__init__(temporality, dict(preferred_aggregation or {}))
-        self._run = join(self, self.tracker, project, project_dir, run_name, init_kwargs)
+        sdk.MetricExporter.__init__(self, temporality, dict(preferred_aggregation or {}))
+        TrackerExporter.__init__(
+            self, project=project, project_dir=project_dir, run_name=run_name, init_kwargs=init_kwargs
+        )
         self._points = _MetricPoints(self._run.tags, gauges=temporality[_Gauge])
-        self._open = True
 
     def export(
         self, metrics_data: sdk.MetricsData, timeout_millis: float = 10_000, **kwargs: Any
@@ -103,19 +100,8 @@ class TrackerMetricExporter(sdk.MetricExporter):
         )
         return sdk.MetricExportResult.SUCCESS if done else sdk.MetricExportResult.FAILURE
 
-    def force_flush(self, timeout_millis: float = 10_000) -> bool:
-        """Write what earlier exports could not, and have the tracker store it."""
-        return self._run.call(self._run.flush, timeout_millis / 1e3)
 
-    def shutdown(self, timeout_millis: float = 30_000, **kwargs: Any) -> None:
-        """Close the run, unless the tracker's span exporter still writes into it."""
-        if self._open:
-            self._open = False
-            # The SDK's periodic reader passes `timeout=`, in milliseconds too.
-            leave(self, self._run, kwargs.get("timeout", timeout_millis) / 1e3)
-
-
-class TrackerSpanExporter(SpanExporter):
+class TrackerSpanExporter(TrackerExporter, SpanExporter):
     """Finished spans become points of one tracker.
 
     A span's duration is a point of the series `time/<span name>`, in seconds, at the time it
@@ -126,20 +112,8 @@ class TrackerSpanExporter(SpanExporter):
     Run, failures and options are those of `TrackerMetricExporter`.
     """
 
-    tracker: ClassVar[type[Tracker]]
-    """What a subclass exports to."""
-
-    def __init__(
-        self,
-        *,
-        project: str | None = None,
-        project_dir: str | os.PathLike[str] | None = None,
-        run_name: str | None = None,
-        init_kwargs: Mapping[str, Any] | None = None,
-    ) -> None:
-        self._run = join(self, self.tracker, project, project_dir, run_name, init_kwargs)
+    def _prepare(self) -> None:
         self._points = _SpanPoints(self._run.tags)
-        self._open = True
 
     def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
         """Write spans into the tracker. Never raises; a failure is logged, once for each reason."""
@@ -149,16 +123,6 @@ class TrackerSpanExporter(SpanExporter):
             lambda: self._run.deliver(self._points.convert(spans), spans[0].resource), _SPAN_SECONDS
         )
         return SpanExportResult.SUCCESS if done else SpanExportResult.FAILURE
-
-    def force_flush(self, timeout_millis: int = 30_000) -> bool:
-        """Write what earlier exports could not, and have the tracker store it."""
-        return self._run.call(self._run.flush, timeout_millis / 1e3)
-
-    def shutdown(self) -> None:
-        """Close the run, unless the tracker's metric exporter still writes into it."""
-        if self._open:
-            self._open = False
-            leave(self, self._run, _SPAN_SECONDS)
 
 
 @dataclass(slots=True)

@@ -6,10 +6,8 @@ exporters of metrics and spans, whose run it writes into.
 
 from __future__ import annotations
 
-import os
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, ClassVar
+from collections.abc import Iterator, Sequence
 
 from opentelemetry.sdk._logs import ReadableLogRecord
 from opentelemetry.sdk._logs.export import LogRecordExporter, LogRecordExportResult
@@ -17,14 +15,13 @@ from opentelemetry.sdk.resources import Resource
 
 from otel_tracking import discovery
 from otel_tracking.log_texts import LogFilter, LogTags, step_of, text_of_api
-from otel_tracking.sdk_run import Saying, join, leave
-from otel_tracking.tracker import Tracker
+from otel_tracking.sdk_run import Saying, TrackerExporter
 
 _SECONDS = 30.0
 """How long one export may take; the SDK passes no timeout on."""
 
 
-class TrackerLogExporter(LogRecordExporter):
+class TrackerLogExporter(TrackerExporter, LogRecordExporter):
     """Log records become texts of one tracker.
 
     A record of the logger `train.loop` is a text `logs/train`, with severity, logger and body, and the
@@ -38,24 +35,12 @@ class TrackerLogExporter(LogRecordExporter):
     Run, failures and options are those of `TrackerMetricExporter`.
     """
 
-    tracker: ClassVar[type[Tracker]]
-    """What a subclass exports to."""
-
-    def __init__(
-        self,
-        *,
-        project: str | None = None,
-        project_dir: str | os.PathLike[str] | None = None,
-        run_name: str | None = None,
-        init_kwargs: Mapping[str, Any] | None = None,
-    ) -> None:
-        self._run = join(self, self.tracker, project, project_dir, run_name, init_kwargs)
+    def _prepare(self) -> None:
         self._wanted = LogFilter(
             "debug", never={self.tracker.name, *discovery.known()}, instrumentations=True
         )
         self._tags = LogTags()
         self._counts: Counter[str] = Counter()
-        self._open = True
 
     def export(self, batch: Sequence[ReadableLogRecord]) -> LogRecordExportResult:
         """Write log records into the tracker. Never raises; a failure is logged, once for each reason."""
@@ -78,16 +63,6 @@ class TrackerLogExporter(LogRecordExporter):
             yield Saying(
                 tag, step, record.timestamp or record.observed_timestamp or 0, text_of_api(record, name)
             )
-
-    def force_flush(self, timeout_millis: int = 30_000) -> bool:
-        """Write what earlier exports could not, and have the tracker store it."""
-        return self._run.call(self._run.flush, timeout_millis / 1e3)
-
-    def shutdown(self) -> None:
-        """Close the run, unless another exporter of the tracker still writes into it."""
-        if self._open:
-            self._open = False
-            leave(self, self._run, _SECONDS)
 
 
 def _logger_of(record: ReadableLogRecord) -> str:

@@ -14,13 +14,14 @@ from concurrent.futures import Future
 from itertools import islice, takewhile
 from pathlib import Path
 from queue import SimpleQueue
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, ClassVar, NamedTuple, TypeAlias
 
 import numpy as np
 from opentelemetry import _logs, metrics, trace
 from opentelemetry.sdk.resources import Resource
 
 from otel_tracking import identity, settings
+from otel_tracking.final_error import ending_error, failure_of, status_of
 from otel_tracking.records import (
     AttributeValue,
     Batch,
@@ -203,7 +204,11 @@ class SharedRun:
             if self._backlog:
                 self.warn(f"{len(self._backlog):,} points could not be written and are lost")
             if self._tracker is not None:
-                self._tracker.finish(RunStatus.FINISHED)
+                error = ending_error()
+                status = status_of(error)
+                if error is not None and status is RunStatus.FAILED:
+                    self._tracker.failure = failure_of(error)
+                self._tracker.finish(status)
         return True
 
     def warn(self, text: str, *, key: str = "") -> None:
@@ -278,7 +283,7 @@ _runs: dict[Hashable, SharedRun] = {}
 _lock = threading.Lock()
 
 
-def join(
+def _join(
     exporter: object,
     tracker: type[Tracker],
     project: str | None,
@@ -298,7 +303,7 @@ def join(
     return run
 
 
-def leave(exporter: object, run: SharedRun, seconds: float) -> None:
+def _leave(exporter: object, run: SharedRun, seconds: float) -> None:
     """Say that an exporter is done; the last one closes the run."""
     with _lock:
         run.users.discard(exporter)
@@ -308,6 +313,39 @@ def leave(exporter: object, run: SharedRun, seconds: float) -> None:
                 del _runs[key]
     if not run.closed:
         run.call(run.finish if last else run.flush, seconds)
+
+
+class TrackerExporter:
+    """What the exporters of all signals have: a place in a run of their tracker's."""
+
+    tracker: ClassVar[type[Tracker]]
+    """What a subclass exports to."""
+
+    def __init__(
+        self,
+        *,
+        project: str | None = None,
+        project_dir: str | os.PathLike[str] | None = None,
+        run_name: str | None = None,
+        init_kwargs: Mapping[str, Any] | None = None,
+    ) -> None:
+        self._run = _join(self, self.tracker, project, project_dir, run_name, init_kwargs)
+        self._open = True
+        self._prepare()
+
+    def _prepare(self) -> None:
+        """Get ready; the run is there."""
+
+    def force_flush(self, timeout_millis: float = 30_000) -> bool:
+        """Write what earlier exports could not, and have the tracker store it."""
+        return self._run.call(self._run.flush, timeout_millis / 1e3)
+
+    def shutdown(self, timeout_millis: float = 30_000, **kwargs: Any) -> None:
+        """Close the run, unless another exporter of the tracker still writes into it."""
+        if self._open:
+            self._open = False
+            # The SDK's periodic reader passes `timeout=`, in milliseconds too.
+            _leave(self, self._run, kwargs.get("timeout", timeout_millis) / 1e3)
 
 
 def attribute_values(attributes: Mapping[str, Any] | None) -> dict[str, AttributeValue]:

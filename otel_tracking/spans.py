@@ -25,6 +25,7 @@ from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from opentelemetry.trace import SpanKind, Status, StatusCode, Tracer, TracerProvider
 from opentelemetry.util.types import Attributes
 
+from otel_tracking.attaching import Current, StandIn
 from otel_tracking.errors import raised_here
 from otel_tracking.journal.format import STEP_MAX, STEP_MIN, pack_point
 from otel_tracking.journal.spans import flags_of, rest_bytes, span_bytes
@@ -168,7 +169,7 @@ def _rest_of(span: ReadableSpan, attributes: Mapping[str, Any], has_step: bool) 
     )
 
 
-class TrackingTracerProvider(TracerProvider):
+class TrackingTracerProvider(StandIn[TracerProvider], TracerProvider):
     """The global tracer provider until the user sets one, and the way to it from then on.
 
     Tracers made before go over to the user's provider too.
@@ -178,20 +179,7 @@ class TrackingTracerProvider(TracerProvider):
         # OTEL_TRACES_SAMPLER thins out what is exported; nothing is, from here.
         own = SdkTracerProvider(sampler=ALWAYS_ON)
         own.add_span_processor(processor)
-        self.provider: TracerProvider = own
-        self._attached = False
-
-    def attach(self, provider: TracerProvider) -> bool:
-        """Let an SDK provider of the user's make all spans from now on.
-
-        Returns:
-            False, and nothing is done, if another one does already.
-        """
-        if self._attached:
-            return self.provider is provider
-        self._attached = True
-        self.provider = provider
-        return True
+        super().__init__(own)
 
     def get_tracer(
         self,
@@ -201,34 +189,16 @@ class TrackingTracerProvider(TracerProvider):
         attributes: Attributes | None = None,
     ) -> Tracer:
         """A tracer that asks for its provider's at each span."""
-        name, version = instrumenting_module_name, instrumenting_library_version
-        return _Tracer(self, {"schema_url": schema_url, "attributes": attributes}, name, version)
-
-    def __getattr__(self, name: str) -> Any:
-        """What this provider does not have is the attached one's (`add_span_processor`, `shutdown`)."""
-        return getattr(self.__dict__["provider"], name)
+        about = instrumenting_module_name, instrumenting_library_version, schema_url, attributes
+        return _Tracer(Current(self, lambda of: of.get_tracer(*about)))
 
 
 class _Tracer(Tracer):
-    def __init__(
-        self, owner: TrackingTracerProvider, options: Mapping[str, Any], name: str, version: str | None
-    ) -> None:
-        self._owner = owner
-        self._arguments = (name, version)
-        self._options = options
-        self._provider: TracerProvider | None = None
-        self._tracer: Tracer = trace.NoOpTracer()
-
-    def current(self) -> Tracer:
-        """The tracer of the provider that makes spans now."""
-        provider = self._owner.provider
-        if provider is not self._provider:
-            self._tracer = provider.get_tracer(*self._arguments, **self._options)
-            self._provider = provider
-        return self._tracer
+    def __init__(self, current: Current[TracerProvider, Tracer]) -> None:
+        self._current = current
 
     def start_span(self, *args: Any, **kwargs: Any) -> trace.Span:
-        return self.current().start_span(*args, **kwargs)
+        return self._current.get().start_span(*args, **kwargs)
 
     def start_as_current_span(
         self,
@@ -244,7 +214,7 @@ class _Tracer(Tracer):
     ) -> Any:
         on_error = record_exception, set_status_on_exception
         return _CurrentSpan(
-            self, (name, context, kind, attributes, links, start_time, *on_error, end_on_exit)
+            self._current, (name, context, kind, attributes, links, start_time, *on_error, end_on_exit)
         )
 
 
@@ -258,13 +228,13 @@ class _CurrentSpan:
 
     __slots__ = ("_arguments", "_scope", "_span", "_token", "_tracer")
 
-    def __init__(self, tracer: _Tracer, arguments: tuple[Any, ...]) -> None:
+    def __init__(self, tracer: Current[TracerProvider, Tracer], arguments: tuple[Any, ...]) -> None:
         self._tracer = tracer
         self._arguments = arguments
         self._scope: AbstractContextManager[trace.Span] | None = None
 
     def __enter__(self) -> trace.Span:
-        tracer = self._tracer.current()
+        tracer = self._tracer.get()
         if tracer.__class__ is not SdkTracer:  # its spans may need more than this
             self._scope = tracer.start_as_current_span(*self._arguments)
             return self._scope.__enter__()

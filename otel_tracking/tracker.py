@@ -10,7 +10,17 @@ from typing import Any, ClassVar
 from otel_tracking.capabilities import Declaration
 from otel_tracking.errors import NativeHandleUnavailable
 from otel_tracking.names import NameRule
-from otel_tracking.records import Batch, Config, Media, Rewind, RunInfo, RunStatus, Text, Written
+from otel_tracking.records import (
+    Batch,
+    Config,
+    Failure,
+    Media,
+    Rewind,
+    RunInfo,
+    RunStatus,
+    Text,
+    Written,
+)
 from otel_tracking.span_records import Spans
 
 
@@ -67,6 +77,8 @@ class Tracker(abc.ABC):
     stored, or because the store takes the same point once. If not, receipts count what may be there twice."""
     takes_spans: bool = False
     """Whether it stores spans, and is to be given them; all trackers get their durations as points."""
+    failure: Failure | None = None
+    """Set before `finish`: what ended a run that failed, if that is known. `write_text` was given it too."""
     environment: ClassVar[Mapping[str, str]] = {}
     """What a process that does nothing but deliver sets in its environment, unless the user has. In a process
     that trains, such variables are the user's alone."""

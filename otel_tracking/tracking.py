@@ -18,10 +18,11 @@ from otel_tracking.blank import Blank
 from otel_tracking.choosing import LogWith, choose
 from otel_tracking.config import to_jsonable
 from otel_tracking.errors import ConfigurationError, NotStarted
+from otel_tracking.final_error import status_of
 from otel_tracking.journal import zstd_blocks
 from otel_tracking.journal.format import STEP_MAX, STEP_MIN, RecordType
 from otel_tracking.media.recording import MediaCalls, MediaRecorder
-from otel_tracking.process import process, status_of
+from otel_tracking.process import process
 from otel_tracking.processes import Processes
 from otel_tracking.ranks import Policy, RankPolicies, detect, parse
 from otel_tracking.records import Rank, Receipt, RunStatus
@@ -373,7 +374,8 @@ class Tracking(MediaCalls, Processes):
             status: `finished`, `failed` or `killed`.
 
         A run that is never ended is ended when the interpreter exits: as failed after an exception or
-        `sys.exit` with anything but 0 and None, as killed after Ctrl-C, else as finished.
+        `sys.exit` with anything but 0 and None, as killed after Ctrl-C, else as finished. The exception that
+        made it fail is recorded as the text `exception`, at the step that training was at.
         """
         ended = RunStatus(_choice("status", status, ("finished", "failed", "killed")))
         if self._session is not None and self._session is self._process.session:

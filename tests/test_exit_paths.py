@@ -115,6 +115,14 @@ ENDINGS: dict[str, tuple[str, str, int]] = {
     ),
 }
 
+REASONS = {
+    "exits with 3": "SystemExit: 3",
+    "raises": "ValueError",
+    "SIGTERM with a handler of the user's": "SystemExit: 7",
+    "no memory": "MemoryError",
+}
+"""Why the run failed, where it did."""
+
 
 @pytest.fixture
 def env(tmp_path: Path) -> dict[str, str]:
@@ -173,6 +181,7 @@ def test_nothing_is_lost(
         steps = sorted(set(steps))
     assert steps == list(range(100))
     assert [line["status"] for line in stored(tmp_path, "finish")] == [status]
+    assert [line["reason"] for line in stored(tmp_path, "finish")] == [REASONS.get(ending, "")]
     assert receipt(only(tmp_path)).complete
 
 

@@ -19,12 +19,12 @@ EXPORTERS = Path(otel_tracking_exporters.__file__).parent
 # From the ground up. A module imports only from rows before its own; a package stands for all its
 # modules. A new module has to be placed here.
 LAYERS = [
-    {"blank", "errors", "failures", "names", "pace", "reach", "redaction", "settings"},
+    {"attaching", "blank", "errors", "failures", "names", "pace", "reach", "redaction", "settings"},
     {"environment"},
     {"records"},
     {"capabilities", "span_records"},
     {"journal", "processes", "ranks", "tags", "tracker"},
-    {"cursor", "dead_letters", "open_spans"},
+    {"cursor", "dead_letters", "final_error", "open_spans"},
     {
         "discovery",
         "feed",

@@ -53,7 +53,8 @@ class FileTracker(RecordingTracker):
 
     def finish(self, status):
         super().finish(status)
-        self._note(event="finish", status=status.value)
+        reason = self.failure.reason if self.failure else ""
+        self._note(event="finish", status=status.value, reason=reason)
 """
 
 TRAIN = """

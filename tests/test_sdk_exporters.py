@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -54,6 +55,8 @@ class Log:
     media: list[Media] = field(default_factory=list)
     threads: set[int] = field(default_factory=set)
     finished: list[RunStatus] = field(default_factory=list)
+    reasons: list[str] = field(default_factory=list)
+    """Why runs failed."""
     before_write: Callable[[], object] = lambda: None
 
     def points(self, tag: str) -> list[tuple[int, float]]:
@@ -107,6 +110,8 @@ class RecordingTracker(Tracker):
     def finish(self, status: RunStatus) -> None:
         self._note()
         self.log.finished.append(status)
+        if self.failure:
+            self.log.reasons.append(self.failure.reason)
 
     @property
     def native(self) -> Any:
@@ -451,6 +456,16 @@ class TestRun:
         assert len({run.run_id for run in log.runs}) == 2
         assert log.finished == [RunStatus.FINISHED] * 2
 
+    def test_an_exception_that_ends_the_program_makes_the_run_fail(
+        self, log: Log, pipeline: Callable[..., MeterProvider], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        provider = pipeline()
+        provider.get_meter("train").create_gauge("loss").set(1.0)
+        monkeypatch.setattr(sys, "last_value", ValueError("no data"), raising=False)
+        provider.shutdown()
+        assert log.finished == [RunStatus.FAILED]
+        assert log.reasons == ["ValueError: no data"]
+
     def test_nothing_exported_leaves_no_run(self, log: Log, tmp_path: Path) -> None:
         exporter = MetricExporter()
         PeriodicExportingMetricReader(exporter, HOUR).shutdown()
@@ -727,6 +742,7 @@ def stored_by_mlflow(directory: Path) -> Stored:
     }
 
 
+@pytest.mark.mlflow_database("out")
 @pytest.mark.parametrize(
     ("tracker", "read", "resolution"),
     [

@@ -27,9 +27,10 @@ from tensorboard.backend.event_processing.event_accumulator import (  # type: ig
 import otel_tracking as ot
 from otel_tracking import tracking as tracking_module
 from otel_tracking.blank import Blank
+from otel_tracking.final_error import status_of
 from otel_tracking.journal.entries import Entry
 from otel_tracking.journal.stream import Points, RecordStream
-from otel_tracking.process import Process, status_of
+from otel_tracking.process import Process
 from otel_tracking.records import RunStatus
 from otel_tracking.testing import RecordingTracker
 from tests.plugin_site import Site

@@ -140,10 +140,21 @@ def comet_ml(place: Place) -> list[Entry]:
     return found
 
 
+def clearml_session(place: Place) -> Path:
+    """The folder of the one session of that project; beside it is its zip."""
+    (task,) = (
+        path
+        for path in (place.root / "clearml" / "offline").glob("*/task.json")
+        if json.loads(path.read_text())["project_name"] == place.project
+    )
+    return task.parent
+
+
 def clearml(place: Place) -> list[Entry]:
     from otel_tracking_exporters._clearml_events import _FILES
 
-    (path,) = (place.root / "clearml" / "offline").glob("*.zip")
+    session = clearml_session(place)
+    path = session.with_name(f"{session.name}.zip")
     with zipfile.ZipFile(path) as archive:
         contents = {name: archive.read(name) for name in archive.namelist()}
     task = json.loads(contents["task.json"])

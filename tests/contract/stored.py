@@ -18,8 +18,10 @@ from otel_tracking.names import NameRule
 from tests import readback
 from tests.contract.content import PROJECT, RUN_ID
 from tests.contract.media import Entry
+from tests.contract.media_files import clearml_session
 from tests.contract.place import Place
 from tests.contract.stored_media import READERS as MEDIA_READERS
+from tests.contract.stored_media import aim_run, swanlab_records
 from tests.readback import Point, Points, bits
 
 
@@ -31,6 +33,8 @@ class Stored:
     config: Mapping[str, Any] = field(default_factory=dict)
     """As far as it can be compared: names and values that the tracker keeps as they are."""
     status: str = ""
+    failure: str = ""
+    """What the tracker has a place of its own for: why the run failed."""
     whole_config: str = ""
     """Where `config` is parameters by section and name, as texts: the file that has all of it."""
     read_media: Callable[[], list[Entry]] = list
@@ -76,11 +80,18 @@ def tensorboard(place: Place) -> Stored:
     from tensorboard.backend.event_processing.event_accumulator import (  # type: ignore[import-untyped]
         EventAccumulator,
     )
+    from tensorboard.plugins.hparams import api_pb2, plugin_data_pb2  # type: ignore[import-untyped]
 
     run = place.run
     events = EventAccumulator(str(run), size_guidance={"scalars": 1, "tensors": 0}).Reload()
+    points = readback.tensorboard(run)
+    if "config/text_summary" not in events.Tags()["tensors"]:  # the HParams tab shows no such run
+        return Stored(points)
     config, *_ = events.Tensors("config/text_summary")
-    return Stored(readback.tensorboard(run), json.loads(config.tensor_proto.string_val[0]))
+    end = plugin_data_pb2.HParamsPluginData()
+    end.ParseFromString(events.SummaryMetadata("_hparams_/session_end_info").plugin_data.content)
+    status = {api_pb2.STATUS_SUCCESS: "finished", api_pb2.STATUS_FAILURE: "failed"}
+    return Stored(points, json.loads(config.tensor_proto.string_val[0]), status[end.session_end_info.status])
 
 
 _OF_WANDB = {"_step", "_runtime", "_timestamp", "_otel_tracking/position", "training/step"}
@@ -117,8 +128,9 @@ def mlflow(place: Place) -> Stored:
         ]
         for key in run.data.metrics
     }
-    config = json.loads((artifacts / "config.json").read_text())
-    return Stored(points, config, run.info.status.lower())
+    whole = artifacts / "config.json"
+    config = json.loads(whole.read_text()) if whole.exists() else {}
+    return Stored(points, config, run.info.status.lower(), run.data.tags.get("otel_tracking.error", ""))
 
 
 def trackio(place: Place) -> Stored:
@@ -128,6 +140,7 @@ def trackio(place: Place) -> Stored:
             "select step, metrics, timestamp from metrics where run_id=? order by id", (place.run_id,)
         ).fetchall()
         (config,) = database.execute("select config from configs where run_id=?", (place.run_id,)).fetchone()
+        alerts = database.execute("select text from alerts where run_id=?", (place.run_id,)).fetchall()
     points: dict[str, list[Point]] = defaultdict(list)
     for step, metrics, timestamp in rows:
         for key, value in json.loads(metrics).items():
@@ -135,13 +148,14 @@ def trackio(place: Place) -> Stored:
             if isinstance(number, int | float):
                 points[key].append(Point(step, bits(float(number)), readback.nanoseconds(timestamp)))
     known = json.loads(config)
-    return Stored(points, known, known["_Status"])
+    return Stored(points, known, known["_Status"], "\n".join(text for (text,) in alerts))
 
 
 def comet_ml(place: Place) -> Stored:
     (path,) = (place.run / "comet").glob("*.zip")
     points: dict[str, list[Point]] = defaultdict(list)
     with zipfile.ZipFile(path) as archive:
+        about = json.loads(archive.read("experiment.json"))
         messages = [json.loads(line) for line in archive.read("messages.json").decode().splitlines()]
         configs = [
             archive.read(message["payload"]["file_path"])
@@ -160,13 +174,12 @@ def comet_ml(place: Place) -> Stored:
             )
         elif message["type"] == "log_other" and payload["key"] == "otel_tracking.status":
             status = payload["value"]
-    return Stored(points, json.loads(configs[-1]), status)
+    config = json.loads(configs[-1]) if configs else {}
+    return Stored(points, config, status, about["customer_error_message"] or "")
 
 
 def aim(place: Place) -> Stored:
-    from aim import Repo
-
-    (run,) = Repo(str(place.runs)).iter_runs()
+    run = aim_run(place)
     points: dict[str, list[Point]] = defaultdict(list)
     for metric in run.metrics():
         steps, (values, _, times) = metric.data.items_list()
@@ -174,11 +187,13 @@ def aim(place: Place) -> Stored:
             Point(step, bits(float(value)), round(time * 1e9))
             for step, value, time in zip(steps, values, times, strict=True)
         ]
-    return Stored(points, run["hparams"], run.get("otel_tracking")["status"])
+    messages = run.get_log_records()
+    said = [] if messages is None else [record.message for record in messages.data.items_list()[1][0]]
+    return Stored(points, run.get("hparams", {}), run.get("otel_tracking")["status"], "\n".join(said))
 
 
 def clearml(place: Place) -> Stored:
-    (folder,) = (path for path in (place.root / "clearml" / "offline").iterdir() if path.is_dir())
+    folder = clearml_session(place)
     task = json.loads((folder / "task.json").read_text())
     points: dict[str, list[Point]] = defaultdict(list)
     for line in (folder / "metrics.jsonl").read_text().splitlines():
@@ -194,8 +209,9 @@ def clearml(place: Place) -> Stored:
         for section, of in task["hyperparams"].items()
         for name, parameter in of.items()
     }
-    whole = task["configuration"].get("config", {"value": ""})["value"]
-    return Stored(points, parameters, parameters["otel_tracking/status"], whole)
+    whole = task.get("configuration", {}).get("config", {"value": ""})["value"]
+    status, failure = parameters["otel_tracking/status"], parameters.get("otel_tracking/error", "")
+    return Stored(points, parameters, status, failure, whole)
 
 
 def dvclive(place: Place) -> Stored:
@@ -210,23 +226,17 @@ def dvclive(place: Place) -> Stored:
         points[path.relative_to(base).as_posix().removesuffix(".tsv")] = [
             Point(int(step), bits(float(value)), int(time) * 1_000_000) for time, step, value in rows
         ]
-    return Stored(points, yaml.safe_load((folder / "params.yaml").read_text()))
+    params = folder / "params.yaml"
+    return Stored(points, yaml.safe_load(params.read_text()) if params.exists() else {})
 
 
 def swanlab(place: Place) -> Stored:
     import yaml
-    from swanlab.proto.swanlab.record.v1.record_pb2 import Record
-    from swanlab.sdk.internal.core_python.store import DataStoreReader
 
     (folder,) = (place.run / "swanlog").glob("run-*")
-    (path,) = folder.glob("run-*.swanlab")
-    reader = DataStoreReader()
-    reader.open(path)
     points: dict[str, list[Point]] = defaultdict(list)
-    status = ""
-    for data in reader:
-        record = Record()
-        record.ParseFromString(data)
+    status = failure = ""
+    for record in swanlab_records(folder):
         if record.HasField("scalar"):
             scalar = record.scalar
             points[scalar.key].append(
@@ -234,12 +244,10 @@ def swanlab(place: Place) -> Stored:
             )
         elif record.HasField("finish"):
             status = {1: "finished", 2: "failed", 3: "killed"}[record.finish.state]
-    reader.close()
-    config = {
-        key: value["value"]
-        for key, value in yaml.safe_load((folder / "files" / "config.yaml").read_text()).items()
-    }
-    return Stored(points, config, status)
+            failure = record.finish.error
+    path = folder / "files" / "config.yaml"
+    known = yaml.safe_load(path.read_text()) if path.exists() else {}
+    return Stored(points, {key: value["value"] for key, value in known.items()}, status, failure)
 
 
 def _escaped(names: NameRule) -> Callable[[str], str]:

@@ -190,12 +190,18 @@ def _of_trackio(value: Mapping[str, Any], name: str, step: int, files: Path) -> 
     return Entry(form, name, step, (files / value["file_path"]).read_bytes(), value["caption"])
 
 
-def aim(place: Place) -> list[Entry]:
+def aim_run(place: Place) -> Any:
+    """The one of that project."""
     from aim import Repo
 
+    (run,) = (run for run in Repo(str(place.runs)).iter_runs() if run.experiment == place.project)
+    return run
+
+
+def aim(place: Place) -> list[Entry]:
     from otel_tracking_exporters.aim import AimTracker
 
-    (run,) = Repo(str(place.runs)).iter_runs()
+    run = aim_run(place)
     found = []
     for form, sequence_of in (
         ("text", run.get_text_sequence),

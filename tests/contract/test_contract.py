@@ -218,7 +218,7 @@ def test_config_of_clearml(recorded: Recorded) -> None:
 def test_status(recorded: Recorded, tracker: str) -> None:
     declaration = discovery.declaration(tracker)
     assert declaration is not None
-    if declaration.of(Feature.STATUS).level is not Level.NOT_STORED and tracker != "tensorboard":
+    if declaration.of(Feature.STATUS).level is not Level.NOT_STORED:
         assert READERS[tracker].read(recorded.place).status in ("finished", "0")
 
 

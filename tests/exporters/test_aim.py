@@ -12,7 +12,7 @@ import pytest
 from aim import Repo
 
 from otel_tracking.errors import ConfigurationError, Retry
-from otel_tracking.records import Media, MediaFile, MediaKind, RunStatus
+from otel_tracking.records import Failure, Media, MediaFile, MediaKind, RunStatus
 from otel_tracking_exporters.aim import AimTracker
 from tests.given import batch, run_info
 
@@ -52,6 +52,36 @@ def test_a_run_goes_on_and_knows_which_steps_are_taken(tmp_path: Path) -> None:
     again.write(given)
     again.finish(RunStatus.FINISHED)
     assert points(tmp_path) == {("a", 1): [(1, 1.0), (2, 4.0)], ("a", 2): [(1, 2.0)], ("a", 3): [(1, 3.0)]}
+
+
+def test_a_run_that_goes_on_has_failed_no_more(tmp_path: Path) -> None:
+    first = AimTracker()
+    first.start(run_info(tmp_path))
+    first.write(batch([("a", 1, 1.0)]))
+    state = dict(first.state())
+    first.failure = Failure("ValueError: no data", "Traceback\nValueError: no data")
+    first.finish(RunStatus.FAILED)
+    (run,) = Repo(str(tmp_path)).iter_runs()
+    assert run.props.tags == ["failed"]
+    assert run.get("otel_tracking")["error"] == "ValueError: no data"
+    again = AimTracker()
+    again.start(run_info(tmp_path, position=1, state=state))
+    again.finish(RunStatus.FINISHED)
+    (run,) = Repo(str(tmp_path)).iter_runs()
+    assert run.props.tags == []
+    assert run.get("otel_tracking") == {"run_id": "run-1", "status": "finished", "error": ""}
+
+
+@pytest.mark.parametrize("status", [RunStatus.FAILED, RunStatus.KILLED])
+def test_a_bad_end_is_a_message(tmp_path: Path, status: RunStatus) -> None:
+    """Also where it is not known why."""
+    tracker = AimTracker()
+    tracker.start(run_info(tmp_path))
+    tracker.write(batch([("a", 1, 1.0)]))
+    tracker.finish(status)
+    (run,) = Repo(str(tmp_path)).iter_runs()
+    (message,) = run.get_log_records().data.items_list()[1][0]
+    assert message.message == {"failed": "the run failed", "killed": "the run was killed"}[status]
 
 
 KILLED = """

@@ -73,6 +73,20 @@ def test_points_have_their_own_times(tmp_path: Path) -> None:
     assert [m["value"] for m in found if m.get("key") == "otel_tracking.status"] == ["failed"]
 
 
+@pytest.mark.parametrize("status", [RunStatus.FINISHED, RunStatus.FAILED, RunStatus.KILLED])
+def test_a_bad_end_is_a_crash(tmp_path: Path, status: RunStatus) -> None:
+    """As by Comet's own excepthook: `comet upload` says so, too. Also where it is not known why."""
+    tracker = CometMLTracker()
+    tracker.start(run_info(tmp_path))
+    tracker.finish(status)
+    (archive,) = archives(tmp_path)
+    with zipfile.ZipFile(archive) as file:
+        about = json.loads(file.read("experiment.json"))
+    message = {"failed": "the run failed", "killed": "the run was killed"}.get(status)
+    assert about["customer_error_reported"] == (message is not None)
+    assert about["customer_error_message"] == message
+
+
 def test_an_earlier_archive_is_retired(tmp_path: Path) -> None:
     first = CometMLTracker()
     first.start(run_info(tmp_path))

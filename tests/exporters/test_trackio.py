@@ -13,7 +13,7 @@ from trackio.sqlite_storage import SQLiteStorage
 from trackio.utils import TRACKIO_DIR
 
 from otel_tracking.errors import ConfigurationError
-from otel_tracking.records import Config, RunStatus, Text
+from otel_tracking.records import Config, Failure, RunStatus, Text
 from otel_tracking_exporters.trackio import _PROJECTS, TrackioTracker
 from tests.given import batch, run_info
 
@@ -71,6 +71,18 @@ def test_a_bad_end_is_an_alert(tmp_path: Path, name: str, status: RunStatus) -> 
     config = SQLiteStorage.get_run_config(name, "first try", run_id="run-1")
     assert config is not None
     assert config["_Status"] == status.value
+
+
+def test_a_run_that_fails_again_is_another_alert(tmp_path: Path, name: str) -> None:
+    for position, reason in ((1, "ValueError: no data"), (2, "ValueError: no disk")):
+        tracker = TrackioTracker()
+        tracker.start(run_info(tmp_path, project=name, position=position - 1))
+        tracker.write(batch([("a", 5, 1.0)], first=position))
+        tracker.failure = Failure(reason, f"Traceback\n{reason}")
+        for _ in range(2):  # as after an error in between
+            tracker.finish(RunStatus.FAILED)
+    alerts = SQLiteStorage.get_alerts(name, run_id="run-1")
+    assert sorted(alert["text"] for alert in alerts) == ["ValueError: no data", "ValueError: no disk"]
 
 
 def test_texts_that_trackio_would_read_as_numbers(tmp_path: Path, name: str) -> None:

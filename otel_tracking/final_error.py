@@ -1,0 +1,85 @@
+"""The exception that ends a run: which one it is, how it reads, and which step it came in."""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from typing import Final
+
+from otel_tracking.journal.format import FLAG_AUTOMATIC_STEP, POINT
+from otel_tracking.journal.reader import Block, JournalReader
+from otel_tracking.records import Failure, RunStatus
+from otel_tracking.redaction import redact_text
+
+TAG: Final = "exception"
+"""Of the text that says how a run failed."""
+REASON: Final = "reason"
+"""Among the content of that text's record; no other text has it."""
+_LONGEST: Final = 20_000
+_LONGEST_REASON: Final = 500
+
+
+def status_of(error: BaseException | None) -> RunStatus:
+    """How a run ended that an exception ended, or none."""
+    if error is None or (isinstance(error, SystemExit) and error.code in (None, 0)):
+        return RunStatus.FINISHED
+    return RunStatus.KILLED if isinstance(error, KeyboardInterrupt) else RunStatus.FAILED
+
+
+def ending_error() -> BaseException | None:
+    """The exception that ends the interpreter, whoever has replaced `sys.excepthook`.
+
+    In a shell or notebook there is none: the last error of any input ends nothing there.
+    """
+    return None if hasattr(sys, "ps1") else getattr(sys, "last_value", None)
+
+
+def failure_of(error: BaseException) -> Failure:
+    """What is said of an exception: of bounded length, without what looks like a secret, and in characters
+    that every store takes."""
+    reason = "".join(traceback.format_exception_only(error)).rstrip("\n")
+    whole = "".join(traceback.format_exception(error)).rstrip("\n")
+    return Failure(_bounded(reason, _LONGEST_REASON), _bounded(whole, _LONGEST))
+
+
+def _bounded(text: str, longest: int) -> str:
+    near = _cut(text, 10 * longest)  # to look for secrets takes time
+    storable = near.encode("utf-8", "backslashreplace").decode("utf-8").replace("\0", "\\x00")
+    return _cut(redact_text(storable), longest)
+
+
+def _cut(text: str, longest: int) -> str:
+    half = longest // 2
+    return text if len(text) <= longest else f"{text[:half]}\n[...]\n{text[-half:]}"
+
+
+def last_step(journal: int) -> int:
+    """The step that training was at: that of the last point for which one was given; 0 if there is none.
+
+    Args:
+        journal: A descriptor of its directory.
+    """
+    reader = JournalReader(journal)
+    try:
+        for segment in reversed(reader.segments()):
+            reader.go_to(segment)
+            found = None
+            while (block := reader.read()) is not None and block.first >> 32 == segment:
+                step = _last_step(block)
+                found = found if step is None else step
+            if found is not None:
+                return found
+    finally:
+        reader.close()
+    return 0
+
+
+def _last_step(block: Block) -> int | None:
+    for run in reversed(block.runs):
+        if run.points_each:
+            heads = block.words[run.start : run.stop : run.stride]
+            if run.kind == POINT:
+                heads = heads[(heads[:, 0] & FLAG_AUTOMATIC_STEP) == 0]
+            if len(heads):
+                return int(heads[-1, 1])
+    return None
