@@ -14,7 +14,7 @@ from importlib.metadata import version
 
 from benchmarks.measuring import in_own_process, measure_topic
 
-BENCHMARKS = ("gauge", "log", "spans", "delivered", "memory", "tail", "reading")
+BENCHMARKS = ("gauge", "log", "spans", "delivered", "pipelines", "memory", "tail", "reading")
 _PACKAGES = ("opentelemetry-sdk", "tensorboard", "torch", "wandb", "accelerate", "numpy")
 _QUIET_AND_OFFLINE = {
     "WANDB_ERROR_REPORTING": "false",

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import itertools
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
 
 from opentelemetry import metrics
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 
+from benchmarks.loops import set_with_attribute, set_with_step, set_with_step_and_attribute
 from benchmarks.measuring import PACE, Contender, Size, take_turns
 from benchmarks.tables import COMPARISON, Table, compared
 from otel_tracking import Tracking
@@ -21,7 +20,7 @@ _PEER = "caller's CPU; peer: the plain SDK's, one attribute, one reader"
 def measure(size: Size) -> list[Table]:
     """With nothing but the journal, and while TensorBoard is being delivered."""
     sdk = MeterProvider([InMemoryMetricReader()], shutdown_on_exit=False)
-    peer = _set_with_attribute(sdk.get_meter("train").create_gauge("train/loss"))
+    peer = set_with_attribute(sdk.get_meter("train").create_gauge("train/loss"))
     rounds, calls = size(15, 3), size(100_000, 5_000)
     at_full_speed = [
         *_rows("journal alone", [], peer, rounds=rounds, calls=calls),
@@ -46,7 +45,7 @@ def _rows(
     with Tracking(log_with=trackers, project_dir="runs") as tracking:
         tracking.init_trackers("gauge")
         gauge = metrics.get_meter("train").create_gauge("train/loss")
-        ours = [_set_with_step(gauge), _set_with_step_and_attribute(gauge)]
+        ours = [set_with_step(gauge), set_with_step_and_attribute(gauge)]
         if calls is None:
             contenders = [Contender(make, 1, settle=lambda: time.sleep(PACE)) for make in (*ours, peer)]
         else:
@@ -56,31 +55,3 @@ def _rows(
         compared(f"step alone, {setup}", plain, of_sdk, at_most=8 if calls else None),
         compared(f"step and one attribute, {setup}", attribute, of_sdk),
     ]
-
-
-def _set_with_step(gauge: Any) -> Callable[[int], None]:
-    steps = itertools.count()
-
-    def make_calls(calls: int) -> None:
-        for step in itertools.islice(steps, calls):
-            gauge.set(0.5, {"training.step": step})
-
-    return make_calls
-
-
-def _set_with_step_and_attribute(gauge: Any) -> Callable[[int], None]:
-    steps = itertools.count()
-
-    def make_calls(calls: int) -> None:
-        for step in itertools.islice(steps, calls):
-            gauge.set(0.5, {"training.step": step, "split": "train"})
-
-    return make_calls
-
-
-def _set_with_attribute(gauge: Any) -> Callable[[int], None]:
-    def make_calls(calls: int) -> None:
-        for _ in itertools.repeat(None, calls):
-            gauge.set(0.5, {"split": "train"})
-
-    return make_calls

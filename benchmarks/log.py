@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import itertools
 import time
 from collections.abc import Callable, Sequence
 
 import wandb
 from accelerate import Accelerator
 
+from benchmarks.loops import log_ten
 from benchmarks.measuring import PACE, Contender, Size, take_turns
 from benchmarks.tables import COMPARISON, Table, compared
 from otel_tracking import Tracking
@@ -21,7 +21,7 @@ def measure(size: Size) -> list[Table]:
     run = wandb.init(dir=".", mode="offline", settings=wandb.Settings(console="off", x_disable_stats=True))
     accelerator = Accelerator(cpu=True, log_with="tensorboard", project_dir="accelerate")
     accelerator.init_trackers("log")
-    peers = _log_ten(run.log), _log_ten(accelerator.log)
+    peers = log_ten(run.log), log_ten(accelerator.log)
     rounds, calls = size(15, 3), size(20_000, 2_000)
     at_full_speed = [
         *_rows("journal alone", [], *peers, rounds=rounds, calls=calls),
@@ -48,7 +48,7 @@ def _rows(
     """Of rounds of many calls; of paced ones where `calls` is None, for which there is no target."""
     with Tracking(log_with=trackers, project_dir="runs") as tracking:
         tracking.init_trackers("log")
-        log = _log_ten(tracking.log)
+        log = log_ten(tracking.log)
         if calls is None:
             logs = log, log_to_wandb, log_by_accelerate
             contenders = [Contender(make, 1, settle=lambda: time.sleep(PACE)) for make in logs]
@@ -70,30 +70,6 @@ def _rows(
         ),
         compared(f"Accelerate to TensorBoard, CPU, {setup}", ours.cpu, of_accelerate.cpu),
     ]
-
-
-def _log_ten(log: Callable[..., object]) -> _Log:
-    steps = itertools.count()
-
-    def make_calls(calls: int) -> None:
-        for step in itertools.islice(steps, calls):
-            log(
-                {
-                    "train/loss": 0.5,
-                    "train/accuracy": 0.5,
-                    "train/lr": 0.5,
-                    "train/grad_norm": 0.5,
-                    "train/perplexity": 0.5,
-                    "eval/loss": 0.5,
-                    "eval/accuracy": 0.5,
-                    "time/data": 0.5,
-                    "time/forward": 0.5,
-                    "time/backward": 0.5,
-                },
-                step=step,
-            )
-
-    return make_calls
 
 
 def _until_idle() -> None:

@@ -5,12 +5,15 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Sequence
 
-from opentelemetry import trace
+from opentelemetry import metrics, trace
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.trace import Tracer
 
+from benchmarks.loops import set_with_attribute, set_with_step
 from benchmarks.measuring import Contender, Size, take_turns
-from benchmarks.tables import Table, micros, verdict
+from benchmarks.tables import COMPARISON, Table, compared, micros, verdict
 from otel_tracking import Tracking
 
 _AT_MOST = 1.3
@@ -18,8 +21,10 @@ _COLUMNS = ("", "ours", "peer", "ratio", "at most", "")
 
 
 def measure(size: Size) -> list[Table]:
-    """Alone, and one with four children that have its step; begun, made the current one, and ended."""
+    """Alone, and one with four children that have its step; and points that are recorded inside of one."""
     peer = TracerProvider(shutdown_on_exit=False).get_tracer("train")
+    sdk = MeterProvider([InMemoryMetricReader()], shutdown_on_exit=False)
+    of_sdk = set_with_attribute(sdk.get_meter("train").create_gauge("train/loss"))
     rounds, calls = size(15, 3), size(10_000, 500)
     with Tracking(project_dir="runs") as tracking:
         tracking.init_trackers("spans")
@@ -28,7 +33,17 @@ def measure(size: Size) -> list[Table]:
             _row("alone", _alone, ours, peer, rounds, calls, target=True),
             _row("of five, nested", _nested, ours, peer, rounds, calls, target=False),
         ]
-    return [Table("A span, caller's CPU; peer: the SDK's without any processor", _COLUMNS, rows)]
+        gauge = set_with_step(metrics.get_meter("train").create_gauge("train/loss"))
+        points = [
+            Contender(_inside(t, calls_of), 10 * calls) for t, calls_of in ((ours, gauge), (peer, of_sdk))
+        ]
+        inside = compared(
+            "step alone, inside a span", *(cost.cpu for cost in take_turns(points, rounds=rounds))
+        )
+    return [
+        Table("A span, caller's CPU; peer: the SDK's without any processor", _COLUMNS, rows),
+        Table("gauge.set inside a span, caller's CPU; peer: the plain SDK's", COMPARISON, [inside]),
+    ]
 
 
 def _row(
@@ -69,5 +84,13 @@ def _nested(tracer: Tracer) -> Callable[[int], None]:
                 for name in ("load", "forward", "backward", "optimize"):
                     with tracer.start_as_current_span(name):
                         pass
+
+    return make_calls
+
+
+def _inside(tracer: Tracer, record: Callable[[int], None]) -> Callable[[int], None]:
+    def make_calls(calls: int) -> None:
+        with tracer.start_as_current_span("train"):
+            record(calls)
 
     return make_calls
