@@ -224,7 +224,7 @@ class CometMLTracker(Tracker):
         self._experiment.log_other("otel_tracking.status", status.value)
         if status in (RunStatus.FAILED, RunStatus.KILLED):
             self._experiment.add_tags([status.value])
-            self._report_crash(f"the run was {status}" if status is RunStatus.KILLED else "the run failed")
+            self._report_crash("the run was killed" if status is RunStatus.KILLED else "the run failed")
         with _excepthook_kept():
             self._experiment.end()
         if self._archive and not Path(self._archive).exists():

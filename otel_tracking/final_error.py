@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import traceback
+from types import FrameType
 from typing import Final
 
 from otel_tracking.journal.format import FLAG_AUTOMATIC_STEP, POINT
@@ -15,6 +16,8 @@ TAG: Final = "exception"
 """Of the text that says how a run failed."""
 REASON: Final = "reason"
 """Among the content of that text's record; no other text has it."""
+_BETWEEN: Final = ("otel_tracking", "accelerate")
+"""Packages whose code may lie between a call that ends the run and what ends it."""
 _LONGEST: Final = 20_000
 _LONGEST_REASON: Final = 500
 
@@ -32,6 +35,22 @@ def ending_error() -> BaseException | None:
     In a shell or notebook there is none: the last error of any input ends nothing there.
     """
     return None if hasattr(sys, "ps1") else getattr(sys, "last_value", None)
+
+
+def passing_error(*, begun_in_except: bool) -> BaseException | None:
+    """The exception that code is handling now which ends a run: in a `finally`, or in an `except`.
+
+    Args:
+        begun_in_except: Whether the run began while one was handled, as a second try does in the `except` of
+            the first. Then only one is meant that has come to the calling function itself.
+    """
+    error = sys.exc_info()[1]
+    if error is None or not begun_in_except:
+        return error
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None and str(frame.f_globals.get("__name__")).partition(".")[0] in _BETWEEN:
+        frame = frame.f_back
+    return error if error.__traceback__ is not None and error.__traceback__.tb_frame is frame else None
 
 
 def failure_of(error: BaseException) -> Failure:

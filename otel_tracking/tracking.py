@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from numbers import Integral
@@ -18,7 +19,7 @@ from otel_tracking.blank import Blank
 from otel_tracking.choosing import LogWith, choose
 from otel_tracking.config import to_jsonable
 from otel_tracking.errors import ConfigurationError, NotStarted
-from otel_tracking.final_error import status_of
+from otel_tracking.final_error import passing_error, status_of
 from otel_tracking.journal import zstd_blocks
 from otel_tracking.journal.format import STEP_MAX, STEP_MIN, RecordType
 from otel_tracking.media.recording import MediaCalls, MediaRecorder
@@ -138,7 +139,7 @@ class Tracking(MediaCalls, Processes):
         self._budget = settings.BUDGET.get() if budget is None else _fraction("budget", budget)
         level = _choice("logs", (logs or settings.LOGS.get()).lower(), settings.LOG_LEVELS)
         self._session: RunSession | None = None
-        self._begun = False
+        self._begun = self._begun_in_except = False
         self._attachments: dict[str, tuple[RunSession, Tracker]] = {}
         self._last: _Begun | None = None
         self._checkpoint: resuming.Checkpoint | None = None
@@ -196,6 +197,7 @@ class Tracking(MediaCalls, Processes):
             self.rewind(resume_from_step)
 
     def _begin(self, begun: _Begun) -> None:
+        self._begun_in_except = sys.exc_info()[1] is not None
         self._session = self._process.begin(begun.request)
         self._begun = True
         self._last = begun
@@ -365,18 +367,21 @@ class Tracking(MediaCalls, Processes):
         """Where the run lies; None while it has no name yet, or records nothing on this rank."""
         return self._session.directory if self._session else None
 
-    def end_training(self, timeout: float | None = None, status: str = "finished") -> None:
+    def end_training(self, timeout: float | None = None, status: str | None = None) -> None:
         """Deliver what is left and close the run in every tracker.
 
         Args:
             timeout: Seconds, for all trackers together. What is not delivered by then stays in the
                 journal. Default: OTEL_TRACKING_END_TIMEOUT, 120.
-            status: `finished`, `failed` or `killed`.
+            status: `finished`, `failed` or `killed`. Default: what the exception says that the calling code
+                is handling, in a `finally` or an `except`; `finished` if there is none.
 
         A run that is never ended is ended when the interpreter exits: as failed after an exception or
         `sys.exit` with anything but 0 and None, as killed after Ctrl-C, else as finished. The exception that
         made it fail is recorded as the text `exception`, at the step that training was at.
         """
+        if status is None:
+            status = status_of(passing_error(begun_in_except=self._begun_in_except))
         ended = RunStatus(_choice("status", status, ("finished", "failed", "killed")))
         if self._session is not None and self._session is self._process.session:
             self._process.end(ended, timeout)
@@ -387,7 +392,7 @@ class Tracking(MediaCalls, Processes):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self.end_training(status=status_of(error).value)
+        self.end_training(status=status_of(error))
 
     def _request(self, project: str, init_kwargs: Mapping[str, Mapping[str, Any]]) -> RunRequest:
         trackers = dict(self._trackers)

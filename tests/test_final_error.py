@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import subprocess
 import traceback
 from collections.abc import Callable
@@ -148,6 +149,67 @@ def test_who_has_the_text_already_is_told_too(tmp_path: Path) -> None:
     feed.close()
     assert feed.failure is not None
     assert (feed.status, feed.failure.reason) == (RunStatus.FAILED, "ValueError: no data\nat all")
+
+
+@pytest.mark.parametrize(
+    ("raised", "status"),
+    [
+        (ValueError("no data"), RunStatus.FAILED),
+        (KeyboardInterrupt(), RunStatus.KILLED),
+        (SystemExit(0), RunStatus.FINISHED),
+        (None, RunStatus.FINISHED),
+    ],
+    ids=["error", "Ctrl-C", "exit", "none"],
+)
+@pytest.mark.parametrize("directly", [True, False], ids=["there", "in a function"])
+def test_a_run_that_a_finally_ends(
+    tmp_path: Path, raised: BaseException | None, status: RunStatus, directly: bool
+) -> None:
+    tracker = RecordingTracker()
+    tracking = begun(tmp_path, tracker)
+
+    def close() -> None:
+        tracking.end_training()
+
+    def train() -> None:
+        try:
+            tracking.log({"loss": 1.0}, step=7)
+            if raised is not None:
+                raise raised
+        finally:
+            if directly:
+                tracking.end_training()
+            else:
+                close()
+
+    with contextlib.suppress(ValueError, KeyboardInterrupt, SystemExit):
+        train()
+    assert tracker.status is status
+    assert [text.step for text in tracker.texts] == [7] * (status is RunStatus.FAILED)
+
+
+def test_a_second_try_is_not_failed_by_the_first_ones_error(tmp_path: Path) -> None:
+    first, second = RecordingTracker(), RecordingTracker()
+
+    def train(tracker: RecordingTracker, error: Exception | None) -> None:
+        tracking = begun(tmp_path, tracker)
+        try:
+            if error is not None:
+                raise error
+        finally:
+            tracking.end_training()
+
+    try:
+        train(first, MemoryError("batch of 64"))
+    except MemoryError:
+        train(second, None)
+    assert (first.status, second.status) == (RunStatus.FAILED, RunStatus.FINISHED)
+    try:
+        raise MemoryError
+    except MemoryError:
+        with pytest.raises(ValueError, match="again"):
+            train(second, ValueError("again"))
+    assert second.status is RunStatus.FAILED
 
 
 class Hostile(Exception):
