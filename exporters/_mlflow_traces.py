@@ -21,6 +21,8 @@ from otel_tracking.span_records import STEP_ATTRIBUTE, RecordedSpan
 
 _LINKED_AT_ONCE: Final = 100
 """What MLflow takes in one call."""
+_INPUTS: Final = "mlflow.spanInputs"
+"""Of a root span, what MLflow lists as the input of its trace."""
 
 
 def trace_id_of(span: RecordedSpan) -> str:
@@ -54,6 +56,8 @@ def _span(span: RecordedSpan) -> Span:
     attributes: dict[str, Any] = {"mlflow.traceRequestId": trace_id_of(span)}
     if span.step is not None:
         attributes[STEP_ATTRIBUTE] = span.step
+        if not span.parent_id:  # MLflow's list of traces shows nothing else by which to tell them apart
+            attributes[_INPUTS] = {"name": span.name, STEP_ATTRIBUTE: span.step}
     attributes |= span.attributes
     if span.kind != "internal":
         attributes.setdefault("span.kind", span.kind)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -89,6 +90,9 @@ def test_a_step_that_failed_is_found_and_its_spans_are_nested(page: Page, record
     heads = page.until(HEADS)
     state = heads.index("State")
     assert sorted(row[state] for row in rows) == ["Error", "OK", "OK"]
+    listed = {row[heads.index("Input")]: row[state] for row in rows}
+    names = [json.dumps({"name": "train step", "training.step": step}) for step in range(3)]
+    assert listed == dict(zip(names, ("OK", "OK", "Error"), strict=True))
 
     page.until(OPEN, "Error", heads.index("Time"))
     shown: list[tuple[str, str, float, str]] = page.until(SPANS)
