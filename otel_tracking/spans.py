@@ -231,10 +231,10 @@ class _CurrentSpan:
     def __init__(self, tracer: Current[TracerProvider, Tracer], arguments: tuple[Any, ...]) -> None:
         self._tracer = tracer
         self._arguments = arguments
-        self._scope: AbstractContextManager[trace.Span] | None = None
 
     def __enter__(self) -> trace.Span:
         tracer = self._tracer.get()
+        self._scope: AbstractContextManager[trace.Span] | None = None
         if tracer.__class__ is not SdkTracer:  # its spans may need more than this
             self._scope = tracer.start_as_current_span(*self._arguments)
             return self._scope.__enter__()

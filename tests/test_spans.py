@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
 import gc
 import threading
@@ -16,7 +17,7 @@ import pytest
 from opentelemetry import baggage, context, trace
 from opentelemetry.context import Context
 from opentelemetry.metrics import _Gauge as Gauge
-from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
@@ -286,6 +287,42 @@ def test_an_error_passes_through_a_decorated_function(own: TrackingTracerProvide
         with pytest.raises(KeyError, match="gone"):
             work()
     assert read_run("journal").of("errors/work").values.tolist() == [1.0, 2.0]
+
+
+@pytest.mark.parametrize("options", ["", "record_exception", "set_status_on_exception", "end_on_exit"])
+@pytest.mark.parametrize(
+    "error", [None, ValueError("no"), StopIteration(1), KeyboardInterrupt(), GeneratorExit()], ids=repr
+)
+def test_a_current_span_ends_as_the_sdks_does(
+    own: TrackingTracerProvider, options: str, error: BaseException | None
+) -> None:
+    found = []
+    for provider in (own, TracerProvider(shutdown_on_exit=False)):
+        tracer = provider.get_tracer("train")
+        without = dict.fromkeys(options.split(), False)
+        with (
+            contextlib.suppress(type(error or Exception())),
+            tracer.start_as_current_span("step", **without) as span,  # type: ignore[arg-type]
+        ):
+            if error is not None:
+                raise error
+        assert isinstance(span, ReadableSpan)
+        events = [(event.name, (event.attributes or {})["exception.type"]) for event in span.events]
+        status = span.status.status_code, span.status.description
+        found.append((span.is_recording(), status, events, trace.get_current_span() is trace.INVALID_SPAN))
+    assert found[0] == found[1]
+    assert found[0][0] is (options == "end_on_exit")
+
+
+def test_a_provider_that_is_not_the_sdks(own: TrackingTracerProvider) -> None:
+    tracer = own.get_tracer("train")
+    scope = tracer.start_as_current_span("step")
+    with scope as span:
+        assert span.is_recording()
+    own.attach(trace.NoOpTracerProvider())
+    with scope as span:
+        assert span is trace.INVALID_SPAN
+    assert len(read_run("journal").of("time/step")) == 1
 
 
 def test_the_first_sdk_provider_stays(own: TrackingTracerProvider, sdk: TracerProvider) -> None:
