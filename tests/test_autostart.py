@@ -73,6 +73,28 @@ def test_threads_that_import_at_once(run_script: RunScript) -> None:
     assert recorded().of("loss").steps.tolist() == [3, 3, 3]
 
 
+def test_an_import_that_is_looking_misses_no_finder(run_script: RunScript) -> None:
+    """While it walks along the finders the first module of OpenTelemetry's is loaded, as by another thread."""
+    source = """
+import importlib.machinery, sys
+class Meanwhile:
+    def find_spec(self, name, path=None, target=None):
+        if name == "wave":
+            from opentelemetry import metrics
+sys.meta_path.insert(sys.meta_path.index(importlib.machinery.PathFinder), Meanwhile())
+sys.modules.pop("wave", None)
+import wave
+"""
+    assert run_script(source + RECORD, env=SITE_ENV).stderr == ""
+    assert recorded().of("loss").steps.tolist() == [3]
+
+
+def test_to_ask_whether_there_is_a_module_loads_nothing(run_script: RunScript) -> None:
+    source = "import importlib.util; assert importlib.util.find_spec('opentelemetry.trace') is not None"
+    assert run_script(f"{source}\n{RECORD}", env=SITE_ENV).stderr == ""
+    assert recorded().of("loss").steps.tolist() == [3]
+
+
 def test_a_process_without_opentelemetry_loads_nothing(run_script: RunScript) -> None:
     source = """
 import sys
@@ -93,7 +115,8 @@ def test_the_loader_leaves_no_traces(run_script: RunScript) -> None:
 import sys, opentelemetry.metrics as metrics
 assert "sitecustomize" not in type(metrics.__loader__).__module__
 assert metrics.__spec__.loader is metrics.__loader__
-assert not [finder for finder in sys.meta_path if type(finder).__module__ == "sitecustomize"]
+(finder,) = [finder for finder in sys.meta_path if type(finder).__module__ == "sitecustomize"]
+assert finder.find_spec("opentelemetry.trace") is finder.find_spec("otel_tracking") is None
 import inspect, importlib.resources, pkgutil
 assert "def get_meter" in inspect.getsource(metrics._internal)
 assert metrics.__spec__.has_location and metrics.__path__

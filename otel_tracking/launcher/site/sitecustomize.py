@@ -35,10 +35,11 @@ def _install() -> None:
 
 
 class _Loader:
-    """Loads a module by its own loader, then prepares recording."""
+    """Loads a module by its own loader, then prepares recording, if it is the first that comes to that."""
 
-    def __init__(self, loader: Loader) -> None:
+    def __init__(self, loader: Loader, turn: list[bool]) -> None:
         self._loader = loader
+        self._turn = turn
 
     def create_module(self, spec: ModuleSpec) -> ModuleType | None:
         return self._loader.create_module(spec)
@@ -46,31 +47,41 @@ class _Loader:
     def exec_module(self, module: ModuleType) -> None:
         assert module.__spec__ is not None
         module.__spec__.loader = module.__loader__ = self._loader
+        try:
+            mine = self._turn.pop()  # threads may import several at once
+        except IndexError:
+            mine = False
         self._loader.exec_module(module)
-        _install()
+        if mine:
+            _install()
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._loader, name)
 
 
 class _Finder:
-    """Waits for the first module of OpenTelemetry or otel_tracking; once.
+    """Waits for the first module of OpenTelemetry or otel_tracking to be loaded.
 
     The first of any, because recording needs many of them, and none that is still being loaded.
+
+    It stays where it is, and finds nothing any more: a thread that imports something walks along
+    `sys.meta_path`, and would miss a finder if one before it were taken away meanwhile.
     """
+
+    def __init__(self) -> None:
+        self._turn = [True]
 
     def find_spec(
         self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        if not (name.startswith("opentelemetry.") or name == "otel_tracking") or self not in sys.meta_path:
+        if not self._turn or not (name.startswith("opentelemetry.") or name == "otel_tracking"):
             return None
-        sys.meta_path.remove(self)
-        for finder in sys.meta_path:
-            spec = finder.find_spec(name, path, target)
-            if spec is not None and spec.loader is not None:
-                spec.loader = _Loader(spec.loader)  # type: ignore[assignment]  # it has what a loader needs
+        for finder in list(sys.meta_path):
+            spec = None if finder is self else finder.find_spec(name, path, target)
+            if spec is not None:
+                if spec.loader is not None:  # else a namespace package: wait for the next
+                    spec.loader = _Loader(spec.loader, self._turn)  # type: ignore[assignment]  # it has what a loader needs
                 return spec
-        sys.meta_path.insert(0, self)  # a namespace package, or not installed: wait for the next
         return None
 
 
