@@ -34,7 +34,7 @@ $(OLD)/.ready: $(READY)
 oldest: $(OLD)/.ready ## what meets OpenTelemetry, with the oldest release that is supported
 	PYTHONPATH=$(CURDIR)/$(OLD) $(BIN)/python -m pytest --numprocesses 2 --dist loadfile tests/test_provider.py \
 	  tests/test_spans.py tests/test_steps.py tests/test_traces.py tests/test_logs.py tests/test_downstream.py \
-	  tests/test_sdk_exporters.py tests/test_distributions.py
+	  tests/journal/test_enclosing_spans.py tests/test_sdk_exporters.py tests/test_distributions.py
 
 soak: $(READY) ## the tests that come in two sizes, at their full size
 	$(BIN)/python -m pytest -m soak --full-size
