@@ -7,16 +7,20 @@ import dataclasses
 import datetime
 import enum
 import functools
+import logging
 import math
 import numbers
 import os
 import re
 import types
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
-from typing import Any, TypeAlias
+from typing import Any, Final, TypeAlias
 
+from otel_tracking.redaction import redact
 from otel_tracking.tags import distinct
 from otel_tracking.values import key_text
+
+_LOG: Final = logging.getLogger(__name__)
 
 Leaf: TypeAlias = bool | int | float | str | list[Any] | None
 """What a configuration consists of once it is flat."""
@@ -29,6 +33,22 @@ _INT_MIN, _INT_MAX = -(2**63), 2**64 - 1
 _NAMED_BY_STR = ("torch", "numpy", "numpy.dtypes")
 """Modules of dtypes and devices, whose `repr` is longer than their name."""
 _ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
+
+
+def redacted(config: Any) -> tuple[dict[str, Any], list[str]]:
+    """A configuration as it may be recorded, and the names of what looked like secrets, with a warning."""
+    jsonable, secrets = redact(to_jsonable(config))
+    if secrets:
+        _LOG.warning("these look like secrets, and are not recorded: %s", ", ".join(secrets[:20]))
+    return jsonable, secrets
+
+
+def without_secrets(options: Any) -> Any:
+    """A tracker's `init_kwargs`; of a `config` in it, what may be recorded."""
+    if not isinstance(options, Mapping):
+        return options
+    config, secrets = redacted(options.get("config"))
+    return {**options, "config": config} if secrets else options
 
 
 def to_jsonable(config: Any) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The exception that ends a run: which one it is, how it reads, and which step it came in."""
+"""The exception that ends a run: which one it is, and how it reads."""
 
 from __future__ import annotations
 
@@ -7,8 +7,6 @@ import traceback
 from types import FrameType
 from typing import Final
 
-from otel_tracking.journal.format import FLAG_AUTOMATIC_STEP, POINT
-from otel_tracking.journal.reader import Block, JournalReader
 from otel_tracking.records import Failure, RunStatus
 from otel_tracking.redaction import redact_text
 
@@ -70,35 +68,3 @@ def _bounded(text: str, longest: int) -> str:
 def _cut(text: str, longest: int) -> str:
     half = longest // 2
     return text if len(text) <= longest else f"{text[:half]}\n[...]\n{text[-half:]}"
-
-
-def last_step(journal: int) -> int:
-    """The step that training was at: that of the last point for which one was given; 0 if there is none.
-
-    Args:
-        journal: A descriptor of its directory.
-    """
-    reader = JournalReader(journal)
-    try:
-        for segment in reversed(reader.segments()):
-            reader.go_to(segment)
-            found = None
-            while (block := reader.read()) is not None and block.first >> 32 == segment:
-                step = _last_step(block)
-                found = found if step is None else step
-            if found is not None:
-                return found
-    finally:
-        reader.close()
-    return 0
-
-
-def _last_step(block: Block) -> int | None:
-    for run in reversed(block.runs):
-        if run.points_each:
-            heads = block.words[run.start : run.stop : run.stride]
-            if run.kind == POINT:
-                heads = heads[(heads[:, 0] & FLAG_AUTOMATIC_STEP) == 0]
-            if len(heads):
-                return int(heads[-1, 1])
-    return None

@@ -17,11 +17,10 @@ from typing import Final
 from otel_tracking import environment, retention, settings
 from otel_tracking.cursor import Cursor, cursor_path, journal_path, lock_path
 from otel_tracking.distributions import Distributions
+from otel_tracking.error_text import record_error
 from otel_tracking.errors import NotStarted, Retry, RunIdentityUnknown, TrackingError
-from otel_tracking.final_error import REASON, TAG, failure_of, last_step
 from otel_tracking.followers import Follower
 from otel_tracking.identity import RunIdentity, directory_name, pending_name, resolve, resolve_now
-from otel_tracking.journal.format import RecordType
 from otel_tracking.journal.locking import Lock
 from otel_tracking.journal.writer import JournalWriter
 from otel_tracking.pace import Budget
@@ -31,7 +30,6 @@ from otel_tracking.records import Rank, Receipt, RunInfo, RunStatus
 from otel_tracking.request import NO_TRACKER, RunRequest, run_note, start_note
 from otel_tracking.resource import resource
 from otel_tracking.sidecar import Sidecar
-from otel_tracking.steps import ambient
 from otel_tracking.tracker import Tracker
 
 _LOG: Final = logging.getLogger(__name__)
@@ -387,7 +385,7 @@ class RunSession:
         if first and not self._late:
             self._distributions.finish(max(0.0, min(_DISTRIBUTIONS_TIMEOUT, deadline - time.monotonic())))
         if first and error is not None:
-            self._record_error(error)
+            record_error(self._recorder, error)
         self._recorder.close(status)
         self._rounded_at_end = self._rounded_at_end or self._recorder.rounded
         followers = [follower for follower in self.followers.values() if not follower.abandoned]
@@ -411,21 +409,6 @@ class RunSession:
         if first:
             self._warn_of_pending(receipt)
         return receipt
-
-    def _record_error(self, error: BaseException) -> None:
-        """Record it as a text, at the step that training was at: each tracker shows why the run failed."""
-        journal = self._recorder.journal
-        if journal is None or journal.closed:
-            return
-        try:
-            failure = failure_of(error)
-            step = ambient()
-            content = {"tag": TAG, "text": failure.traceback, "options": {}, REASON: failure.reason}
-            self._recorder.entry(
-                RecordType.TEXT, content, step=last_step(journal.descriptor) if step is None else step
-            )
-        except Exception:  # noqa: BLE001 - of the error's own code, or of a disk; the run has to end all the same
-            _LOG.exception("it can't be recorded why the run failed")
 
     def _warn_of_pending(self, receipt: Receipt) -> None:
         for tracker in receipt.trackers.values():

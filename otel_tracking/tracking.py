@@ -17,7 +17,7 @@ from opentelemetry.metrics import MeterProvider
 from otel_tracking import discovery, resuming, settings
 from otel_tracking.blank import Blank
 from otel_tracking.choosing import LogWith, choose
-from otel_tracking.config import to_jsonable
+from otel_tracking.config import redacted, without_secrets
 from otel_tracking.errors import ConfigurationError, NotStarted
 from otel_tracking.final_error import passing_error, status_of
 from otel_tracking.journal import zstd_blocks
@@ -27,7 +27,6 @@ from otel_tracking.process import process
 from otel_tracking.processes import Processes
 from otel_tracking.ranks import Policy, RankPolicies, detect, parse
 from otel_tracking.records import Rank, Receipt, RunStatus
-from otel_tracking.redaction import redact
 from otel_tracking.request import RunRequest, wants
 from otel_tracking.retention import Keep
 from otel_tracking.session import RunSession
@@ -182,7 +181,7 @@ class Tracking(MediaCalls, Processes):
                 one of another project.
             JournalLocked, OSError: The run's journal can't be written.
         """
-        options = {name: _without_secrets(given) for name, given in (init_kwargs or {}).items()}
+        options = {name: without_secrets(given) for name, given in (init_kwargs or {}).items()}
         for name in options:
             if name not in self._trackers and name not in discovery.known():
                 used = ", ".join(self._trackers) or "none"
@@ -262,8 +261,7 @@ class Tracking(MediaCalls, Processes):
 
     def store_init_configuration(self, values: Any) -> None:
         """Add hyperparameters; later keys win. What looks like a secret is not recorded, and warned of."""
-        config, secrets = redact(to_jsonable(values))
-        _warn_of_secrets(secrets)
+        config, _ = redacted(values)
         self._process.recorder.entry(RecordType.CONFIG, {"config": config})
 
     def log(
@@ -429,20 +427,6 @@ def _object_of(tracker: Tracker, *, unwrap: bool) -> Any:
         return tracker.handle
     tracker.enter()
     return tracker.native
-
-
-def _without_secrets(options: Any) -> Any:
-    """A tracker's `init_kwargs`; of a `config` in it, what may be recorded."""
-    if not isinstance(options, Mapping):
-        return options
-    config, secrets = redact(to_jsonable(options.get("config")))
-    _warn_of_secrets(secrets)
-    return {**options, "config": config} if secrets else options
-
-
-def _warn_of_secrets(names: Sequence[str]) -> None:
-    if names:
-        _LOG.warning("these look like secrets, and are not recorded: %s", ", ".join(names[:20]))
 
 
 def _choice(what: str, value: str, known: Sequence[str]) -> str:

@@ -43,6 +43,7 @@ LAYERS = [
     {"distributions", "general_tracker", "sdk_histograms"},
     {"choosing"},
     {"recorder", "request"},
+    {"error_text"},
     {"instruments", "logs", "sdk_exporters", "sdk_logs", "session", "spans", "system"},
     {"downstream", "export", "runs", "summary"},
     {"provider", "runner"},
