@@ -74,7 +74,7 @@ def test_threads_that_import_at_once(run_script: RunScript) -> None:
 
 
 def test_an_import_that_is_looking_misses_no_finder(run_script: RunScript) -> None:
-    """While it walks along the finders the first module of OpenTelemetry's is loaded, as by another thread."""
+    """While it walks along the finders the first module of OpenTelemetry is loaded, as by another thread."""
     source = """
 import importlib.machinery, sys
 class Meanwhile:
