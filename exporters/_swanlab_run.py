@@ -54,6 +54,28 @@ def hooks_kept() -> Iterator[None]:
             signal.signal(signal.SIGINT, handler)
 
 
+@contextlib.contextmanager
+def _no_excepthook() -> Iterator[None]:
+    """The excepthook that a run installs does nothing of its own.
+
+    The main thread may die of an exception while another one opens a run: SwanLab's hook would end it there,
+    before anything has been delivered.
+    """
+
+    def pass_on(self: Any, *error: Any) -> None:
+        self._sys_origin_excepthook(*error)
+
+    known = vars(swanlab.Run).get("_handle_except")
+    if known is None:  # SwanLab has another way; what it has installed is undone afterwards
+        yield
+        return
+    swanlab.Run._handle_except = pass_on
+    try:
+        yield
+    finally:
+        swanlab.Run._handle_except = known
+
+
 def open_run(run: RunInfo, own: Callable[[swanlab.Run], bool]) -> tuple[swanlab.Run, bool]:
     """The run, and whether it was active already, and is the user's.
 
@@ -75,7 +97,8 @@ def open_run(run: RunInfo, own: Callable[[swanlab.Run], bool]) -> tuple[swanlab.
             arguments.setdefault("resume", "allow")  # with an id, SwanLab asks for it there
             require_answer(settings.api_host, "SwanLab")
         try:
-            return swanlab.init(**arguments), False
+            with _no_excepthook():
+                return swanlab.init(**arguments), False
         except (TypeError, ValueError) as error:
             raise ConfigurationError(f"swanlab.init refused its arguments: {error!s:.500}") from error
 

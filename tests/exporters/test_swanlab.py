@@ -56,6 +56,26 @@ def test_hooks_stay_those_of_the_program(tmp_path: Path, monkeypatch: pytest.Mon
     assert sys.excepthook is between
 
 
+def test_an_exception_that_ends_the_program_while_a_run_is_opened(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The run is ours to end, once what was recorded is delivered."""
+    seen: list[BaseException] = []
+    monkeypatch.setattr(sys, "excepthook", lambda kind, error, traceback: seen.append(error))
+    error = ValueError("boom")
+
+    def welcome(*_: object) -> None:
+        sys.excepthook(ValueError, error, None)
+
+    monkeypatch.setattr("swanlab.sdk.internal.run.greeting.welcome", welcome)
+    tracker = SwanLabTracker()
+    tracker.start(run_info(tmp_path))
+    assert seen == [error]
+    assert tracker.native.alive
+    tracker.write(batch([("a", 0, 1.0)]))
+    tracker.finish(RunStatus.FAILED)
+
+
 def test_a_name_has_one_kind_of_data(tmp_path: Path) -> None:
     tracker = SwanLabTracker()
     tracker.start(run_info(tmp_path))
