@@ -83,16 +83,21 @@ class SeriesFiles:
         self.sizes[name] = path.stat().st_size
 
     def _open(self, name: str, path: Path) -> None:
-        """Look what the file holds beyond what is known; make it if there is none."""
+        """Look what the file holds beyond what is known; make it if there is none.
+
+        A kill may have cut its last line: a row, or the header, or all of that.
+        """
         path.parent.mkdir(parents=True, exist_ok=True)
-        if not path.exists():
+        data = path.read_bytes() if path.exists() else b""
+        whole = data.rfind(b"\n") + 1
+        if not whole:
             header = io.StringIO()
             columns = ["timestamp", "step", name.rpartition("/")[2]]
             csv.writer(header, delimiter="\t", lineterminator=os.linesep).writerow(columns)
             path.write_text(header.getvalue(), encoding="utf-8", newline="")
-        data = path.read_bytes()
-        whole = data.rfind(b"\n") + 1
-        if whole < len(data):  # a line that a kill cut
+            data = path.read_bytes()
+            whole = len(data)
+        elif whole < len(data):
             os.truncate(path, whole)
         first = self._known.get(name, 0) or data.find(b"\n") + 1
         tail = data[first:whole].decode("utf-8", errors="replace")

@@ -75,6 +75,18 @@ def test_after_a_kill_each_row_is_there_once(tmp_path: Path) -> None:
     assert rows == [f"{(T0 + (s + 1) * 10**9) // 10**6}\t{s}\t{s / 8!r}" for s in range(30)]
 
 
+@pytest.mark.parametrize("left", ["", "timest"])
+def test_a_file_that_a_kill_left_without_its_header(tmp_path: Path, left: str) -> None:
+    tracker = DVCLiveTracker()
+    tracker.start(run_info(tmp_path))
+    tsv(tmp_path).parent.mkdir(parents=True, exist_ok=True)
+    tsv(tmp_path).write_text(left)
+    tracker.write(batch([("a", 3, 0.5)]))
+    header, *rows = lines(tsv(tmp_path))
+    assert header == "timestamp\tstep\ta"
+    assert [row.split("\t")[1:] for row in rows] == [["3", "0.5"]]
+
+
 def test_rows_of_the_user_stay(tmp_path: Path) -> None:
     """Written natively into the same series, before a kill."""
     points = batch([("a", step, step / 8) for step in range(4)])
