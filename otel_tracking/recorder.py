@@ -333,13 +333,15 @@ class Recorder:
             self.append(lambda registry: point(registry.again(series.series)), 1)
 
     def span_number(self, journal: JournalWriter, context: Context | None = None) -> int:
-        """As `number_in`; 0 if that fails."""
+        """As `number_in`; 0, and a warning, if that fails: the point is recorded all the same."""
         if not open_spans:
             return 0
         try:
             return number_in(journal, context)
-        except Exception as error:  # noqa: BLE001 - whose error it is decides `failed`
-            self.failed(error)
+        except Exception as error:
+            if not _ours(error.__traceback__):
+                raise
+            self.warn_once(f"points are linked to no span: {error!r:.200}", key="no span")
             return 0
 
     def beside(

@@ -10,7 +10,6 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
@@ -18,7 +17,7 @@ from otel_tracking import environment, retention, settings
 from otel_tracking.cursor import Cursor, cursor_path, journal_path, lock_path
 from otel_tracking.distributions import Distributions
 from otel_tracking.error_text import record_error
-from otel_tracking.errors import NotStarted, Retry, RunIdentityUnknown, TrackingError
+from otel_tracking.errors import NotStarted, RunIdentityUnknown, TrackingError
 from otel_tracking.followers import Follower
 from otel_tracking.identity import RunIdentity, directory_name, pending_name, resolve, resolve_now
 from otel_tracking.journal.locking import Lock
@@ -29,7 +28,7 @@ from otel_tracking.recorder import Recorder, not_recorded
 from otel_tracking.records import Rank, Receipt, RunInfo, RunStatus
 from otel_tracking.request import NO_TRACKER, RunRequest, run_note, start_note
 from otel_tracking.resource import resource
-from otel_tracking.sidecar import Sidecar
+from otel_tracking.sidecar import Sidecar, attach
 from otel_tracking.tracker import Tracker
 
 _LOG: Final = logging.getLogger(__name__)
@@ -434,18 +433,8 @@ class RunSession:
             raise NotStarted(f"{name!r} is not running: {missing.get(name) or self.left_out.get(name)}")
         tracker = makers[name]()
         _, info, path = self._cursors[name]
-        deadline = _deadline(timeout)
-        while True:
-            cursor = Cursor.load(path)
-            known = replace(info, state=cursor.state, position=cursor.position) if cursor else info
-            try:
-                tracker.attach(known)
-            except Retry as error:
-                if time.monotonic() > deadline:
-                    raise NotStarted(f"{name!r} has not started in the sidecar: {error}") from error
-                time.sleep(_POLL)
-            else:
-                return tracker
+        attach(tracker, name, info, path, _deadline(timeout))
+        return tracker
 
 
 def _deadline(timeout: float) -> float:

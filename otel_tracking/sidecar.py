@@ -13,13 +13,15 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
 from otel_tracking.cursor import Cursor
+from otel_tracking.errors import NotStarted, Retry
 from otel_tracking.journal.locking import is_locked
-from otel_tracking.records import TrackerReceipt
+from otel_tracking.records import RunInfo, TrackerReceipt
+from otel_tracking.tracker import Tracker
 
 LOCK: Final = "sidecar.lock"
 """Held by the sidecar while it works."""
@@ -169,3 +171,30 @@ def read_reports(run_directory: Path) -> dict[str, Report]:
         return {name: Report(**report) for name, report in content.items()}
     except (OSError, ValueError, TypeError, AttributeError):
         return {}
+
+
+def attach(tracker: Tracker, name: str, info: RunInfo, cursor: Path, deadline: float) -> None:
+    """Have a tracker, for native use here, join the run that the sidecar delivers.
+
+    Args:
+        tracker: Which has not been started.
+        name: Its name.
+        info: Of the run.
+        cursor: The file in which the sidecar notes how to get into it.
+        deadline: Of `time.monotonic`.
+
+    Raises:
+        ConfigurationError: The tracker allows no second process.
+        NotStarted: The sidecar has not started it by then.
+    """
+    while True:
+        noted = Cursor.load(cursor)
+        known = replace(info, state=noted.state, position=noted.position) if noted else info
+        try:
+            tracker.attach(known)
+        except Retry as error:
+            if time.monotonic() > deadline:
+                raise NotStarted(f"{name!r} has not started in the sidecar: {error}") from error
+            time.sleep(_POLL)
+        else:
+            return
